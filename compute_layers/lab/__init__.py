@@ -1,0 +1,1 @@
+"""The lab: checkpoints, training, weights, runs and the journal. It imports no other room."""
