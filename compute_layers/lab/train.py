@@ -6,8 +6,9 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train']
 
-# %% ../../nbs/lab/train.ipynb #e212a154
+# %% ../../nbs/lab/train.ipynb #6babeba2
 import contextlib
+import io
 import math
 import os
 import random
@@ -35,7 +36,7 @@ from compute_layers.lab.checkpoint import (
     set_rng_state,
 )
 
-# %% ../../nbs/lab/train.ipynb #896a9555
+# %% ../../nbs/lab/train.ipynb #85aac095
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -50,7 +51,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #f0e5fb4c
+# %% ../../nbs/lab/train.ipynb #7f955e35
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -85,7 +86,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #421fcadb
+# %% ../../nbs/lab/train.ipynb #8f0e4d65
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -122,7 +123,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #8276ff37
+# %% ../../nbs/lab/train.ipynb #c509465b
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -138,7 +139,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #0bf95c7a
+# %% ../../nbs/lab/train.ipynb #655af8c6
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -207,7 +208,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #14957d7b
+# %% ../../nbs/lab/train.ipynb #c67bfb95
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -231,7 +232,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #a446fd9f
+# %% ../../nbs/lab/train.ipynb #bd9e7a49
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -252,7 +253,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #532d80ab
+# %% ../../nbs/lab/train.ipynb #d9ca8d39
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -261,6 +262,8 @@ class _NotebookBar(tqdm):
         from IPython.display import display
 
         content = {"text/plain": msg if msg is not None else str(self)}
+        if "COMPUTE_LAYERS_PROGRESS" in os.environ:  # `compute_layers run` shows it on the terminal
+            Path(os.environ["COMPUTE_LAYERS_PROGRESS"]).write_text(content["text/plain"], encoding="utf8")
         if self.handle is None:
             self.handle = display(content, raw=True, display_id=True)
         else:
@@ -276,10 +279,10 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     options: dict[str, Any] = {"total": steps, "initial": done, "disable": not show, "unit": "step", "ncols": 110}
     if getattr(shell, "kernel", None) is not None:
-        return _NotebookBar(**options, mininterval=1.0)
+        return _NotebookBar(**options, mininterval=1.0, file=io.StringIO())
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #48bfac18
+# %% ../../nbs/lab/train.ipynb #d8a62048
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
