@@ -61,7 +61,7 @@ export: $(READY) ## write compute_layers/ from the notebooks, and README.md
 
 # The lock holds every package with its exact version, so the first line needs no resolver. The last line only acts
 # where the platform asks for more than the lock names, as PyTorch does on a Linux machine with its CUDA libraries.
-$(READY): requirements.lock settings.ini setup.py
+$(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@python='$(PYTHON)'; \
 	if [ -z "$$python" ]; then for candidate in $(PYTHONS); do \
 	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \

@@ -1,6 +1,6 @@
 """The site: notebooks as they were executed, the API beside the code that makes it, journal and measurements.
 
-`make docs` runs this. Sources are collected in _proc/ and built into _docs/; nothing is executed and no network is needed.
+`make docs` runs this. Sources are collected in _proc/, the site goes into _docs/; nothing is executed and no network is needed.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from api import entries
 from notebooks import NOTEBOOKS, ROOT, notebooks, read, rewrite_links, split_directives
 
-SOURCES, SITE = ROOT / "_proc", ROOT / "_docs"
+SOURCES, SITE = ROOT / "_proc" / "source", ROOT / "_docs"
 
 # From the top of the house to the ground. A room that is not named here comes last.
 ROOMS = {
@@ -133,10 +133,17 @@ def _plain(value: object) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def _append(page: Path, text: str) -> None:
+    "One more Markdown cell at the end of a notebook that is a source of the site."
+    content = json.loads(page.read_text(encoding="utf8"))
+    content["cells"].append({"cell_type": "markdown", "id": "page-tree", "metadata": {}, "source": text})
+    page.write_text(json.dumps(content, ensure_ascii=False), encoding="utf8")
+
+
 def collect() -> None:
     "Write all sources of the site into _proc/."
     shutil.rmtree(SOURCES, ignore_errors=True)
-    SOURCES.mkdir()
+    SOURCES.mkdir(parents=True)
     for notebook in notebooks():
         page = SOURCES / notebook.relative_to(NOTEBOOKS)
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -148,14 +155,15 @@ def collect() -> None:
     folders = {p.parent.name for p in notebooks() if p.parent != NOTEBOOKS}
     rooms = [r for r in ROOMS if r in folders] + sorted(folders - set(ROOMS))
     for room in rooms:
-        title, lead = ROOMS.get(room, (room, ""))
-        page = SOURCES / room / "index.md"
-        if not page.exists():
-            names = _in_order(NOTEBOOKS / room)
-            about = {name: _title_and_lead(NOTEBOOKS / room / f"{name}.ipynb") for name in names}
-            links = "\n".join(f"| [{about[name][0]}]({name}.ipynb) | {about[name][1]} |" for name in names)
-            text = f"# {title}\n\n> {lead}\n\n| notebook | what it is |\n|---|---|\n{links}\n\n{_toctree(names, hidden=True)}\n"
-            page.write_text(text, encoding="utf8")
+        names = [name for name in _in_order(NOTEBOOKS / room) if name != "index"]
+        about = {name: _title_and_lead(NOTEBOOKS / room / f"{name}.ipynb") for name in names}
+        links = "\n".join(f"| [{title}]({name}.ipynb) | {lead} |" for name, (title, lead) in about.items())
+        rest = f"| notebook | what it is |\n|---|---|\n{links}\n\n{_toctree(names, hidden=True)}\n"
+        if (SOURCES / room / "index.ipynb").exists():
+            _append(SOURCES / room / "index.ipynb", f"## The notebooks of this room\n\n{rest}")
+        else:
+            title, lead = ROOMS.get(room, (room, ""))
+            (SOURCES / room / "index.md").write_text(f"# {title}\n\n> {lead}\n\n{rest}", encoding="utf8")
 
     records = []
     for folder, title in (("journal", "The journal"), ("bench", "Speed")):
@@ -167,21 +175,23 @@ def collect() -> None:
             (SOURCES / folder / f"{top or 'index'}.md").write_text(f"{head}\n\n{_toctree(rest, hidden=bool(top))}\n" if rest else head)
             records.append(f"{folder}/{top or 'index'}")
 
-    home = SOURCES / "index.ipynb"
-    content = json.loads(home.read_text(encoding="utf8"))
-    tutorials = [n.stem for n in notebooks() if n.parent == NOTEBOOKS and n.stem != "index"]
-    trees = [(tutorials, "Tutorials"), ([f"{room}/index" for room in rooms], "Rooms"), (records, "Records")]
-    tree = "\n\n".join(_toctree(pages, caption, hidden=True, depth=2) for pages, caption in trees if pages)
-    content["cells"].append({"cell_type": "markdown", "id": "page-tree", "metadata": {}, "source": tree})
-    home.write_text(json.dumps(content, ensure_ascii=False), encoding="utf8")
+    tutorials = [n.stem for n in notebooks() if n.parent == NOTEBOOKS and n.stem.startswith("tutorial")]
+    others = [n.stem for n in notebooks() if n.parent == NOTEBOOKS and n.stem not in ("index", *tutorials)]
+    trees = [(tutorials, "Tutorials"), ([f"{room}/index" for room in rooms] + others, "Rooms"), (records, "Records")]
+    _append(SOURCES / "index.ipynb", "\n\n".join(_toctree(pages, caption, hidden=True, depth=2) for pages, caption in trees if pages))
 
 
 def main() -> int:
     "Collect the sources and build them; warnings fail the build."
     collect()
-    shutil.rmtree(SITE, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCES), str(SITE)]
-    return subprocess.run(command).returncode
+    built = SOURCES.parent / "site"
+    shutil.rmtree(built, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCES), str(built)]
+    status = subprocess.run(command).returncode
+    if status == 0:
+        shutil.rmtree(SITE, ignore_errors=True)
+        shutil.move(built, SITE)
+    return status
 
 
 if __name__ == "__main__":
