@@ -72,9 +72,9 @@ $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	  echo "$$python cannot make virtual environments (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; fi; \
 	echo "Making $(VENV) with $$("$$python" --version): a few minutes, once."; \
 	"$$python" -m venv $(VENV)
-	python -m pip install -qq --no-compile --no-deps -r requirements.lock
-	python -m pip install -qq --no-deps --no-build-isolation --editable .
-	python -m pip check >/dev/null || python -m pip install -qq -c requirements.lock --no-build-isolation --editable '.[$(EXTRAS)]'
+	@python -m pip install -qq --no-compile --no-deps -r requirements.lock
+	@python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@python -m pip check >/dev/null || python -m pip install -qq -c requirements.lock --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 lock: ## resolve the extras afresh and rewrite requirements.lock
