@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WeightsError', 'save_weights', 'read_description', 'read_weights', 'fit_weights', 'weights_line', 'promote']
 
-# %% ../../nbs/lab/weights.ipynb #63f84e4d
+# %% ../../nbs/lab/weights.ipynb #c07ab15e
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .checkpoint import sync_folder, write_atomically
 from .runs import repo_root
 
-# %% ../../nbs/lab/weights.ipynb #bd9f454a
+# %% ../../nbs/lab/weights.ipynb #37ba81b9
 _FORMAT = "compute_layers weights 1"
 _TENSORS_FILE, _CONFIG_FILE = "weights.safetensors", "config.json"
 
@@ -97,7 +97,7 @@ def save_weights(
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
-# %% ../../nbs/lab/weights.ipynb #c43c5762
+# %% ../../nbs/lab/weights.ipynb #7020023d
 def read_description(
     folder: Path | str,   # a weights folder
 ) -> dict[str, Any]:      # config.json, checked against its own hash: format, config, parameters, tensors, files, sha256
@@ -150,14 +150,17 @@ def _compare(
     place: str,                           # for the message
 ) -> None:
     "Raise WeightsError that lists what is missing, unexpected, or of another shape or format."
-    faults = [f"missing tensor {name}" for name in expected if name not in tensors]
-    faults += [f"unexpected tensor {name}" for name in tensors if name not in expected]
-    for name, tensor in tensors.items():
-        if name in expected and _describe(tensor) != expected[name]:
-            has, wants = _describe(tensor), expected[name]
-            faults.append(f"tensor {name} is {has['dtype']} {tuple(has['shape'])} where {wants['dtype']} {tuple(wants['shape'])} belongs")
+    other = {name: _describe(tensor) for name, tensor in tensors.items() if name in expected and _describe(tensor) != expected[name]}
+    kinds = {
+        "missing tensor": [name for name in expected if name not in tensors],
+        "unexpected tensor": [name for name in tensors if name not in expected],
+        "tensor": [f"{name} is {has['dtype']} {tuple(has['shape'])} where {expected[name]['dtype']} {tuple(expected[name]['shape'])} belongs"
+                   for name, has in other.items()],
+    }
+    faults = [f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+              for kind, names in kinds.items() if names]
     if faults:
-        raise WeightsError(f"{place}: " + "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""))
+        raise WeightsError(f"{place}: " + "; ".join(faults))
 
 
 def fit_weights(
@@ -184,7 +187,7 @@ def weights_line(
         name = f"{folder.resolve().parent.name}/{name}"
     return f"weights {name}: {content['parameters']:,} parameters, sha256 {content['files'][_TENSORS_FILE]['sha256'][:12]}"
 
-# %% ../../nbs/lab/weights.ipynb #727f8c3c
+# %% ../../nbs/lab/weights.ipynb #26f1c246
 def _run_tool(
     root: Path,
     *command: str,
