@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #db9e9c93
+# %% ../../nbs/lab/commands.ipynb #236d3d3f
 import argparse
 import difflib
 import json
@@ -22,7 +22,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #0dc3482c
+# %% ../../nbs/lab/commands.ipynb #02cde6ef
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -52,7 +52,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {notebook} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #141d41fe
+# %% ../../nbs/lab/commands.ipynb #afd381f2
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -147,7 +147,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #6a313413
+# %% ../../nbs/lab/commands.ipynb #04d457d3
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -182,6 +182,8 @@ def run_notebook(
 ) -> int:                                               # exit status: 0, papermill's, or 128 + the signal
     "Execute a notebook as a run: its own folder in runs/, the log beside it, accuracies and the report's path at the end."
     notebook = Path(notebook).resolve()
+    if not notebook.is_file():
+        raise CommandError(f"{notebook}: there is no such notebook")
     known = notebook_parameters(notebook) if parameters or resume else {}
     _refuse_unknown([key for key, _ in parameters], list(known), notebook)
     root = repo_root(notebook.parent)
@@ -226,7 +228,7 @@ def run_notebook(
     print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #d6b17796
+# %% ../../nbs/lab/commands.ipynb #b40fd6bb
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")

@@ -6,7 +6,7 @@
 __all__ = ['repo_root', 'papermill_output', 'data_hash', 'describe_device', 'Run', 'claim_folder', 'claim_run_folder', 'new_run',
            'assigned_names', 'ParameterGuard', 'parameter_guard']
 
-# %% ../../nbs/lab/runs.ipynb #f39c97ac
+# %% ../../nbs/lab/runs.ipynb #cc9bf4d0
 import ast
 import csv
 import difflib
@@ -28,7 +28,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/lab/runs.ipynb #c153223e
+# %% ../../nbs/lab/runs.ipynb #15bce99d
 def _is_root(folder: Path) -> bool:
     "Is this the root of a checkout of this project?"
     settings = folder / "settings.ini"
@@ -47,7 +47,7 @@ def repo_root(
             return folder
     raise FileNotFoundError(f"no checkout of compute_layers (a folder with its settings.ini) at or above {here}")
 
-# %% ../../nbs/lab/runs.ipynb #105a2394
+# %% ../../nbs/lab/runs.ipynb #0fbc3836
 def _parent_command() -> list[str]:
     "The command line of the process that started this one; empty when it cannot be read."
     parent = os.getppid()
@@ -100,7 +100,7 @@ def papermill_output() -> Path | None: # absolute; None when this is not a paper
         return None
     return (_parent_folder(use_start=bool(options.get("cwd"))) / output).resolve()
 
-# %% ../../nbs/lab/runs.ipynb #43ba26c7
+# %% ../../nbs/lab/runs.ipynb #b5e61ff6
 _PACKAGES = ("compute_layers", "torch", "numpy", "numba", "gymnasium", "safetensors", "tokenizers", "papermill")
 
 
@@ -160,7 +160,7 @@ def _command(root: Path) -> str:
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
-# %% ../../nbs/lab/runs.ipynb #9e7e0763
+# %% ../../nbs/lab/runs.ipynb #04121afe
 @dataclass
 class Run:
     "One run and its folder. Make it with `new_run`."
@@ -263,7 +263,6 @@ def claim_run_folder(
 
 def _choose_folder(name: str, root: Path, root_given: bool) -> Path:
     "Find and claim the folder for a new run (see the table above)."
-    wish = root / "runs" / f"{date.today().isoformat()}-{name}"
     given = os.environ.get("COMPUTE_LAYERS_RUN_FOLDER")
     if root_given:
         return claim_run_folder(name, root)
@@ -273,11 +272,11 @@ def _choose_folder(name: str, root: Path, root_given: bool) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{name}-"))
     elif (output := papermill_output()) is not None:
         strangers = [path for path in output.parent.iterdir() if path != output and not path.name.startswith(".")
-                     and path.suffix not in (".log", ".txt") and path.name != "run.json"]
-        folder = output.parent if not strangers or (output.parent / "run.json").exists() else wish
+                     and path.suffix not in (".log", ".txt")]
+        if strangers and not (output.parent / "run.json").exists():  # a folder for other things: stay out of it
+            return claim_run_folder(name, root)
+        folder = output.parent
     else:
-        folder = wish
-    if folder == wish:
         return claim_run_folder(name, root)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -347,7 +346,7 @@ def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Pat
     _write_json(path, record | {"ended": None})
     return Run(folder, name, parameters, resumed=True)
 
-# %% ../../nbs/lab/runs.ipynb #a23e106a
+# %% ../../nbs/lab/runs.ipynb #b1312977
 def assigned_names(
     source: str, # Python, perhaps with IPython's % and ! lines
 ) -> dict[str, Any]: # name -> its value when that is a literal, else `...`
