@@ -141,9 +141,10 @@ def _constants(tree: ast.Module, comments: dict[int, str]) -> str:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [t.id for t in targets if isinstance(t, ast.Name) and re.fullmatch(r"[A-Z][A-Z0-9_]*", t.id)]
-            value = ast.unparse(node.value)
-            if names:
-                rows.append([f"`{names[0]}`", f"`{_cell(value)}`" if len(value) <= 60 else "", _cell(comments.get(node.end_lineno, ""))])
+            text = ast.unparse(node.value)
+            value, comment = f"`{_cell(text)}`" if len(text) <= 60 else "", _cell(comments.get(node.end_lineno, ""))
+            if names and (value or comment):
+                rows.append([f"`{names[0]}`", value, comment])
     return _table(["constant", "value", "meaning"], rows) if rows else ""
 
 
