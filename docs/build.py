@@ -122,7 +122,7 @@ def _journal_page(text: str) -> str:
     if not found:
         return text
     matter, body = yaml.safe_load(found[1]) or {}, text[found.end():].lstrip("\n")
-    rows = [f"| {key} | {_plain(value)} |" for key, value in matter.items() if key != "title" and value not in (None, "", [], {})]
+    rows = [f"| {key} | {_plain(value)} |" for key, value in matter.items() if key != "title" and value not in (None, "", [], {}, False)]
     table = "\n".join(["| | |", "|---|---|", *rows])
     title, rest = body.split("\n", 1) if body.startswith("# ") else (f"# {matter.get('title', 'Entry')}", body)
     return f"{title}\n\n{table}\n\n{rest}"
@@ -168,9 +168,9 @@ def collect() -> None:
     records = []
     for folder, title in (("journal", "The journal"), ("bench", "Speed")):
         pages = sorted(p.stem for p in _texts() if p.parent.name == folder)
-        top = next((name for name in ("index", "README") if name in pages), None)
+        top = pages[0] if len(pages) == 1 else next((name for name in ("index", "README") if name in pages), None)
         if pages:
-            rest = [p for p in pages if p != top]
+            rest = [p for p in reversed(pages) if p != top]  # the newest first
             head = (SOURCES / folder / f"{top}.md").read_text(encoding="utf8") if top else f"# {title}\n"
             (SOURCES / folder / f"{top or 'index'}.md").write_text(f"{head}\n\n{_toctree(rest, hidden=bool(top))}\n" if rest else head)
             records.append(f"{folder}/{top or 'index'}")
