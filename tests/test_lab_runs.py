@@ -52,7 +52,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
     (tmp_path / "nbs").mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in ("IN_TEST", "COMPUTE_LAYERS_RUN_FOLDER", "COMPUTE_LAYERS_RESUME"):
+    for name in ("IN_TEST", "COMPUTE_LAYERS_RUN_FOLDER", "COMPUTE_LAYERS_RESUME", "COMPUTE_LAYERS_COMMAND"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -164,6 +164,8 @@ def test_run_stop_and_resume_from_the_command_line(home):
     assert "accuracy.left_right   99.10%" in out and f"report: runs/{folder.name}/demo-part2.ipynb" in out, err
     record = json.loads((folder / "run.json").read_text())
     assert record["parameters"] == {"steps": 250, "lr": 0.02, "preset": "smoke"} and len(record["resumed"]) == 1
+    assert record["command"] == "compute_layers run nbs/demo.ipynb -p steps 250 -p lr 0.02"
+    assert record["resumed"][0]["command"] == f"compute_layers run nbs/demo.ipynb --resume runs/{folder.name}"
     assert json.loads((folder / "metrics.json").read_text())["resumed_from"] == stopped_at
     steps = [int(line.split(",")[0]) for line in (folder / "loss.csv").read_text().splitlines()[1:]]
     assert steps == list(range(10, 251, 10))  # whole curves

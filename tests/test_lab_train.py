@@ -209,6 +209,26 @@ def test_frozen_parameters_stay_and_unused_ones_do_no_harm(tmp_path):
     assert again.resumed_from == 14
 
 
+def test_tied_weights_are_averaged_under_both_names(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.outside = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.outside.weight = self.inside.weight
+
+    def loss(model, step):
+        return (model.outside(model.inside(torch.ones(1, 4))) - 1).square().mean(), {}
+
+    settings = dict(steps=20, lr=1e-2, ema=0.9, progress=False, checkpoints=tmp_path, threads=1)
+    model = Tied()
+    averages = train(model, loss, **settings).ema_state
+    assert torch.equal(averages["inside.weight"], averages["outside.weight"])
+    assert not torch.equal(averages["inside.weight"], model.inside.weight)
+    again = Tied()
+    assert train(again, loss, resume=True, **settings).resumed_from == 20
+    assert torch.equal(again.outside.weight, model.outside.weight) and again.outside.weight is again.inside.weight
+
+
 def test_the_schedule():
     rates = [learning_rate(step, 1000, 1.0, 100, 0.4) for step in range(1000)]
     assert rates[0] == 0.01 and rates[99:600] == [1.0] * 501 and max(rates) == 1.0

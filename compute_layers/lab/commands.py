@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #236d3d3f
+# %% ../../nbs/lab/commands.ipynb #11901431
 import argparse
 import difflib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #02cde6ef
+# %% ../../nbs/lab/commands.ipynb #5a6303f4
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -50,9 +51,9 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             faults.append(f"unknown parameter {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:
-        raise CommandError(f"{'; '.join(faults)}. {notebook} knows: {', '.join(known)}")
+        raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #afd381f2
+# %% ../../nbs/lab/commands.ipynb #3bae3e90
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -147,7 +148,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #04d457d3
+# %% ../../nbs/lab/commands.ipynb #0a5a1463
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -183,7 +184,7 @@ def run_notebook(
     "Execute a notebook as a run: its own folder in runs/, the log beside it, accuracies and the report's path at the end."
     notebook = Path(notebook).resolve()
     if not notebook.is_file():
-        raise CommandError(f"{notebook}: there is no such notebook")
+        raise CommandError(f"{_shown(notebook)}: there is no such notebook")
     known = notebook_parameters(notebook) if parameters or resume else {}
     _refuse_unknown([key for key, _ in parameters], list(known), notebook)
     root = repo_root(notebook.parent)
@@ -204,13 +205,17 @@ def run_notebook(
     while report.exists():  # an earlier part of a resumed run keeps its notebook
         number += 1
         report = folder / f"{notebook.stem}-part{number}.ipynb"
+    typed = ["compute_layers", "run", os.path.relpath(notebook, root)]
+    typed += ["--resume", os.path.relpath(folder, root)] if resume is not None else []
     for key, value in parameters:
         command += ["-p", key, value]
+        typed += ["-p", key, value]
     log, progress = report.with_suffix(".log"), folder / ".progress"
-    environment |= {"COMPUTE_LAYERS_RUN_FOLDER": str(folder), "COMPUTE_LAYERS_PROGRESS": str(progress), "PYTHONUNBUFFERED": "1"}
+    environment |= {"COMPUTE_LAYERS_RUN_FOLDER": str(folder), "COMPUTE_LAYERS_PROGRESS": str(progress),
+                    "COMPUTE_LAYERS_COMMAND": shlex.join(typed), "PYTHONUNBUFFERED": "1"}
 
     print(f"run {_shown(folder)} (log: {_shown(log)})", file=sys.stderr)
-    cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"])
+    cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"]) + bool(parameters or resume)  # papermill adds one
     status, ended_by = _run_papermill([*command, str(notebook), str(report)], environment, log, _Status(log, progress, cells))
     progress.unlink(missing_ok=True)
 
@@ -228,7 +233,7 @@ def run_notebook(
     print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #b40fd6bb
+# %% ../../nbs/lab/commands.ipynb #7590ddbe
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")

@@ -6,7 +6,7 @@
 __all__ = ['repo_root', 'papermill_output', 'data_hash', 'describe_device', 'Run', 'claim_folder', 'claim_run_folder', 'new_run',
            'assigned_names', 'ParameterGuard', 'parameter_guard']
 
-# %% ../../nbs/lab/runs.ipynb #cc9bf4d0
+# %% ../../nbs/lab/runs.ipynb #ef2d06d8
 import ast
 import csv
 import difflib
@@ -28,7 +28,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/lab/runs.ipynb #15bce99d
+# %% ../../nbs/lab/runs.ipynb #d574fc55
 def _is_root(folder: Path) -> bool:
     "Is this the root of a checkout of this project?"
     settings = folder / "settings.ini"
@@ -47,7 +47,7 @@ def repo_root(
             return folder
     raise FileNotFoundError(f"no checkout of compute_layers (a folder with its settings.ini) at or above {here}")
 
-# %% ../../nbs/lab/runs.ipynb #0fbc3836
+# %% ../../nbs/lab/runs.ipynb #69c2eecb
 def _parent_command() -> list[str]:
     "The command line of the process that started this one; empty when it cannot be read."
     parent = os.getppid()
@@ -100,7 +100,7 @@ def papermill_output() -> Path | None: # absolute; None when this is not a paper
         return None
     return (_parent_folder(use_start=bool(options.get("cwd"))) / output).resolve()
 
-# %% ../../nbs/lab/runs.ipynb #b5e61ff6
+# %% ../../nbs/lab/runs.ipynb #eca79f1c
 _PACKAGES = ("compute_layers", "torch", "numpy", "numba", "gymnasium", "safetensors", "tokenizers", "papermill")
 
 
@@ -150,6 +150,8 @@ def _versions() -> dict[str, str]:
 
 def _command(root: Path) -> str:
     "The command that started this run, to be typed at the root of the repository: no machine's own paths where it can be helped."
+    if "COMPUTE_LAYERS_COMMAND" in os.environ and "COMPUTE_LAYERS_RUN_FOLDER" in os.environ:
+        return os.environ["COMPUTE_LAYERS_COMMAND"]
     arguments = _papermill_arguments()
     words = ["papermill", *arguments] if arguments is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]
     if arguments is None and "ipykernel" in sys.modules:
@@ -160,7 +162,7 @@ def _command(root: Path) -> str:
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
-# %% ../../nbs/lab/runs.ipynb #04121afe
+# %% ../../nbs/lab/runs.ipynb #be34ff89
 @dataclass
 class Run:
     "One run and its folder. Make it with `new_run`."
@@ -346,7 +348,7 @@ def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Pat
     _write_json(path, record | {"ended": None})
     return Run(folder, name, parameters, resumed=True)
 
-# %% ../../nbs/lab/runs.ipynb #b1312977
+# %% ../../nbs/lab/runs.ipynb #5ca30c16
 def assigned_names(
     source: str, # Python, perhaps with IPython's % and ! lines
 ) -> dict[str, Any]: # name -> its value when that is a literal, else `...`

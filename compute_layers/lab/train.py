@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train']
 
-# %% ../../nbs/lab/train.ipynb #6babeba2
+# %% ../../nbs/lab/train.ipynb #d65d3b5f
 import contextlib
 import io
 import math
@@ -36,7 +36,7 @@ from compute_layers.lab.checkpoint import (
     set_rng_state,
 )
 
-# %% ../../nbs/lab/train.ipynb #85aac095
+# %% ../../nbs/lab/train.ipynb #f7edd3dc
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -51,7 +51,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #7f955e35
+# %% ../../nbs/lab/train.ipynb #58ae7ae4
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,7 +86,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #8f0e4d65
+# %% ../../nbs/lab/train.ipynb #9ff703d1
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -123,7 +123,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #c509465b
+# %% ../../nbs/lab/train.ipynb #2c1a29de
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -139,7 +139,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #655af8c6
+# %% ../../nbs/lab/train.ipynb #dee4f654
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -208,7 +208,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #c67bfb95
+# %% ../../nbs/lab/train.ipynb #f7eaa384
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -232,7 +232,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #bd9e7a49
+# %% ../../nbs/lab/train.ipynb #499acbf3
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -253,7 +253,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #d9ca8d39
+# %% ../../nbs/lab/train.ipynb #67caa373
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -277,12 +277,12 @@ class _NotebookBar(tqdm):
 def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
     "A bar that suits the place: a notebook, a terminal, or a log file (then one line every 30 s)."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    options: dict[str, Any] = {"total": steps, "initial": done, "disable": not show, "unit": "step", "ncols": 110}
+    options: dict[str, Any] = {"total": steps, "initial": done, "disable": not show, "unit": "step", "ncols": 100}
     if getattr(shell, "kernel", None) is not None:
-        return _NotebookBar(**options, mininterval=1.0, file=io.StringIO())
+        return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #d8a62048
+# %% ../../nbs/lab/train.ipynb #c65c649d
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -464,5 +464,7 @@ def _train(
 
     if ema is not None:
         history.ema_state = {name: value.detach().clone() for name, value in _plain(model).state_dict().items()}
-        history.ema_state |= {name: value.to(history.ema_state[name].dtype) for name, value in ema.items()}
+        averages = {parameter: ema[name] for name, parameter in _plain(model).named_parameters()}
+        for name, parameter in _plain(model).named_parameters(remove_duplicate=False):  # tied weights have two names
+            history.ema_state[name] = averages[parameter].to(parameter.dtype, copy=True)
     return history
