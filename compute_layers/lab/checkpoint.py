@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'write_atomically', 'sync_folder', 'Checkpoint', 'checkpoint_files', 'save_checkpoint',
            'load_checkpoint', 'latest_checkpoint', 'rng_state', 'set_rng_state']
 
-# %% ../../nbs/lab/checkpoint.ipynb #bb6b0eeb
+# %% ../../nbs/lab/checkpoint.ipynb #91c00a75
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-# %% ../../nbs/lab/checkpoint.ipynb #f7895cdd
+# %% ../../nbs/lab/checkpoint.ipynb #c2446c86
 _HASH_KEY = b'"sha256":"'
 _NO_HASH = b"0" * 64
 
@@ -65,7 +65,7 @@ def _seal_is_whole(
     digest.update(memoryview(data)[place + 64 :])
     return digest.hexdigest().encode() == data[place : place + 64]
 
-# %% ../../nbs/lab/checkpoint.ipynb #d957f85b
+# %% ../../nbs/lab/checkpoint.ipynb #306d11f2
 def write_atomically(
     path: Path | str,          # the file to make or to replace
     data: bytes | memoryview,  # its whole contents
@@ -97,7 +97,7 @@ def sync_folder(
     finally:
         os.close(descriptor)
 
-# %% ../../nbs/lab/checkpoint.ipynb #af0bc468
+# %% ../../nbs/lab/checkpoint.ipynb #54897d98
 class Checkpoint(NamedTuple):
     "One checkpoint in memory."
     step: int                   # training steps done
@@ -178,7 +178,7 @@ def latest_checkpoint(
             warnings.warn(f"skipped a checkpoint: {error}", stacklevel=2)
     return None
 
-# %% ../../nbs/lab/checkpoint.ipynb #627abe33
+# %% ../../nbs/lab/checkpoint.ipynb #71ec0629
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]: # (tensors, JSON state) for `save_checkpoint`
     "The state of every global random generator in use: torch (CPU, CUDA when it has been used), numpy when imported, Python."
     tensors = {"rng/torch": torch.get_rng_state()}
