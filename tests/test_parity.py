@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compute_layers.game import facts, levels, oracle, physics, picture
+from compute_layers.game import facts, levels, oracle, physics, picture, tensors
 from compute_layers.game.world import AGENT_RADIUS, World, wall_distance
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])  # the CPU is always checked
@@ -172,3 +172,18 @@ def test_edges_are_the_same_edges():
         assert (oracle.solvable(there).cpu().numpy() == oracle.solvable(here)).all()
     steps = oracle.oracle_steps(here)
     assert steps[0] == 0 and steps[1] == 1 and steps[3] == -1
+
+
+@pytest.mark.parametrize("make", [levels.bare, levels.walls])
+def test_nothing_passes_through_the_host(make, monkeypatch):
+    """Tensors of the device "meta" have shapes and no numbers: code that looked at one on the way would raise."""
+    monkeypatch.setattr(tensors, "_ROUNDS", 2)
+    monkeypatch.setattr(tensors, "_SWEEPS", 2)
+    world = make(1, 40, device="meta")
+    stepped, eaten = physics.step(world, torch.zeros(40, dtype=torch.long, device="meta"))
+    seen = [eaten, *(getattr(stepped, field.name) for field in fields(World)), picture.draw(world, lines=picture.gold_line(world))]
+    seen += [picture.draw(world, view="ego", antialias=False), picture.draw(world, zoom=2.0, centre=world.agent)]
+    seen += [facts.read(world).turn.value, *oracle.plan(world), oracle.act(world), oracle.solvable(world), oracle.way_left(world)]
+    assert {tensor.device.type for tensor in seen} == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(eaten.any())  # so it would
