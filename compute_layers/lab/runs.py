@@ -6,7 +6,7 @@
 __all__ = ['repo_root', 'papermill_output', 'data_hash', 'describe_device', 'Run', 'claim_folder', 'claim_run_folder', 'new_run',
            'assigned_names', 'ParameterGuard', 'parameter_guard']
 
-# %% ../../nbs/lab/runs.ipynb #ef2d06d8
+# %% ../../nbs/lab/runs.ipynb #d32ef9a9
 import ast
 import csv
 import difflib
@@ -28,7 +28,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/lab/runs.ipynb #d574fc55
+# %% ../../nbs/lab/runs.ipynb #8bda2b74
 def _is_root(folder: Path) -> bool:
     "Is this the root of a checkout of this project?"
     settings = folder / "settings.ini"
@@ -47,7 +47,7 @@ def repo_root(
             return folder
     raise FileNotFoundError(f"no checkout of compute_layers (a folder with its settings.ini) at or above {here}")
 
-# %% ../../nbs/lab/runs.ipynb #69c2eecb
+# %% ../../nbs/lab/runs.ipynb #132213f9
 def _parent_command() -> list[str]:
     "The command line of the process that started this one; empty when it cannot be read."
     parent = os.getppid()
@@ -100,7 +100,7 @@ def papermill_output() -> Path | None: # absolute; None when this is not a paper
         return None
     return (_parent_folder(use_start=bool(options.get("cwd"))) / output).resolve()
 
-# %% ../../nbs/lab/runs.ipynb #eca79f1c
+# %% ../../nbs/lab/runs.ipynb #81f7a177
 _PACKAGES = ("compute_layers", "torch", "numpy", "numba", "gymnasium", "safetensors", "tokenizers", "papermill")
 
 
@@ -162,7 +162,7 @@ def _command(root: Path) -> str:
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
-# %% ../../nbs/lab/runs.ipynb #be34ff89
+# %% ../../nbs/lab/runs.ipynb #98499e40
 @dataclass
 class Run:
     "One run and its folder. Make it with `new_run`."
@@ -348,7 +348,7 @@ def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Pat
     _write_json(path, record | {"ended": None})
     return Run(folder, name, parameters, resumed=True)
 
-# %% ../../nbs/lab/runs.ipynb #5ca30c16
+# %% ../../nbs/lab/runs.ipynb #19df1ce8
 def assigned_names(
     source: str, # Python, perhaps with IPython's % and ! lines
 ) -> dict[str, Any]: # name -> its value when that is a literal, else `...`
@@ -405,7 +405,8 @@ class ParameterGuard:
             if _is_injected(cell):
                 passed |= {name: value for name, value in assigned_names(cell).items() if not name.startswith("PAPERMILL_")}
         if not known:
-            new_names = (name for name in self.namespace if name not in self.names_before and not name.startswith("_"))
+            new_names = (name for name, value in self.namespace.items()
+                         if name not in self.names_before and not name.startswith("_") and value is not self)
             known = tuple(tagged) if cells else tuple(new_names)  # nbdev_test keeps no history, and passes nothing
         faults = []
         for name, value in passed.items():
