@@ -165,7 +165,7 @@ def measure(rounds: int = 9, slice_seconds: float = 0.1) -> tuple[dict, str]:
                         f"{v:,}" if k == "per CPU second" else "" if v is None else f"{v:.0%}" if k.startswith(("of", "anti")) else f"{v:g}×"
                         for k, v in entry.items()
                     ])
-                text.append(f"#### {kind}, {size}×{size}, {rooms:,} rooms, {results[key]['megabytes']} MB ({block})\n")
+                text.append(f"### {kind}, {size}×{size}, {rooms:,} rooms, {results[key]['megabytes']} MB ({block})\n")
                 heads = ["", "pictures per CPU second", "of memset", "AA to hard", "× pygame", "× MiniGrid"]
                 text.append(table(heads, rows) + "\n")
     return results, "\n".join(text)
