@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..brain.geometry import geometry_loss, geometry_targets
 from ..brain.model import Brain
