@@ -155,7 +155,7 @@ def metrics_table(
     "The accuracies as percentages, one per line; when there are none, all numbers."
     flat = flat_metrics(metrics)
     chosen = {key: value for key, value in flat.items()
-              if re.search(r"\baccurac(y|ies)\b", key.replace("_", " ")) and not re.search(r"interval|low|high|baseline|zero|count", key)}
+              if re.search(r"\baccurac(y|ies)\b", key.replace("_", " ")) and not re.search(r"(^|[._])(interval|low|high|baseline|zero|count)([._]|$)", key)}
     width = max((len(key) for key in chosen or flat), default=0)
     if chosen:
         return "\n".join(f"  {key:{width}}  {value:7.2%}" if 0 <= value <= 1 else f"  {key:{width}}  {value:g}" for key, value in chosen.items())
