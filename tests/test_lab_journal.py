@@ -116,6 +116,5 @@ def test_a_stale_index_is_noticed(entry, tmp_path):
 
 def test_the_journal_of_this_repository():
     root = Path(__file__).resolve().parents[1]
-    if not list((root / "journal").glob("*.md")):
-        pytest.skip("no entries yet")
+    assert list((root / "journal").glob("2*.md"))
     check_journal(root)
