@@ -96,6 +96,7 @@ def test_predict_run_close_with_a_negative_result(tmp_path, monkeypatch):
     assert commands.main(close) == 1  # no metrics yet
     run.save_metrics({"near": 0.5})
     assert commands.main([*close[:-1], "far"]) == 1
+    assert not (tmp_path / "journal/metrics").exists()  # a refusal leaves nothing behind
     assert commands.main(close) == 0 and commands.main(close) == 1  # it is closed now
     assert commands.main(["journal", "check"]) == 0
     (path,) = (tmp_path / "journal").glob("*no-luck.md")

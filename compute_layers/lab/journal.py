@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'JournalError', 'Entry', 'read_entry', 'flat_metrics', 'new_entry', 'close_entry', 'entry_faults',
            'read_journal', 'check_journal', 'index_journal']
 
-# %% ../../nbs/lab/journal.ipynb #73f235ed
+# %% ../../nbs/lab/journal.ipynb #12f7fa81
 import json
 import re
 import shutil
@@ -17,7 +17,7 @@ from typing import Any
 
 from .runs import repo_root
 
-# %% ../../nbs/lab/journal.ipynb #3356efb5
+# %% ../../nbs/lab/journal.ipynb #03f29506
 VERDICTS = ("open", "confirmed", "refuted", "mixed")
 _FIELDS = ("question", "prediction", "probability", "command", "commit", "data", "seeds", "device", "result", "metrics", "verdict", "negative")
 _FILE_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-([a-z0-9]+(?:-[a-z0-9]+)*)\.md")
@@ -70,12 +70,12 @@ def _write_entry(entry: Entry) -> None:
     head = "\n".join(f"{key}: {json.dumps(entry.fields[key], ensure_ascii=False)}" for key in keys)
     entry.path.write_text(f"---\n{head}\n---\n\n{entry.body.strip()}\n", encoding="utf8")
 
-# %% ../../nbs/lab/journal.ipynb #db0a992a
+# %% ../../nbs/lab/journal.ipynb #00206ea1
 def flat_metrics(
     metrics: Any,        # the contents of a metrics.json
     prefix: str = "",    # of the keys
 ) -> dict[str, float]:   # {"accuracy.near": 0.97, …}; only numbers
-    "Numbers of nested dictionaries (and lists, by index) under dotted keys."
+    "Numbers of nested dictionaries (and lists, by index) under dotted keys, with underscores for spaces."
     if isinstance(metrics, dict):
         pairs = metrics.items()
     elif isinstance(metrics, list):
@@ -84,7 +84,8 @@ def flat_metrics(
         return {prefix: metrics} if isinstance(metrics, (int, float)) and not isinstance(metrics, bool) else {}
     flat: dict[str, float] = {}
     for key, value in pairs:
-        flat |= flat_metrics(value, f"{prefix}.{key}" if prefix else str(key))
+        key = re.sub(r"\s+", "_", str(key))
+        flat |= flat_metrics(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 
@@ -118,10 +119,10 @@ def new_entry(
         raise JournalError("; ".join(faults))
     path.parent.mkdir(exist_ok=True)
     entry = Entry(path, fields, title or question, f"# {title or question}\n")
-    if run_folder is not None:
-        _fill(entry, Path(run_folder))
+    metrics = None if run_folder is None else _fill(entry, Path(run_folder))
     if verdict != "open":
-        _close(entry, verdict, negative, keys)
+        _close(entry, verdict, negative, keys, metrics)
+    _keep(entry, metrics)
     _write_entry(entry)
     return path
 
@@ -137,15 +138,15 @@ def close_entry(
     entry = read_entry(path)
     if entry.fields.get("verdict") != "open":
         raise JournalError(f"{entry.path.name}: its verdict is {entry.fields.get('verdict')!r} already")
-    if run_folder is not None:
-        _fill(entry, Path(run_folder))
-    _close(entry, verdict, negative, keys)
+    metrics = None if run_folder is None else _fill(entry, Path(run_folder))
+    _close(entry, verdict, negative, keys, metrics)
+    _keep(entry, metrics)
     _write_entry(entry)
     return entry.path
 
 
-def _fill(entry: Entry, run_folder: Path) -> None:
-    "Take command, commit, data, seeds and device from run.json, and copy metrics.json beside the journal."
+def _fill(entry: Entry, run_folder: Path) -> Path | None:
+    "Take command, commit, data, seeds and device from run.json; return the metrics.json to keep beside the journal, if there is one."
     try:
         record = json.loads((run_folder / "run.json").read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
@@ -160,19 +161,27 @@ def _fill(entry: Entry, run_folder: Path) -> None:
     }
     metrics = run_folder / "metrics.json"
     if metrics.is_file():
+        entry.fields["metrics"] = f"journal/metrics/{entry.path.stem}.json"
+        return metrics
+    return None
+
+
+def _keep(entry: Entry, metrics: Path | None) -> None:
+    "Copy a run's metrics beside the journal, once everything else about the entry is known to be right."
+    if metrics is not None:
         kept = entry.path.parent / "metrics" / f"{entry.path.stem}.json"
         kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(metrics, kept)
-        entry.fields["metrics"] = f"journal/metrics/{kept.name}"
 
 
-def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None) -> None:
+def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None, metrics: Path | None) -> None:
     "Set the verdict, and the result as `key=value` from the metrics file."
     if verdict not in VERDICTS[1:]:
         raise JournalError(f"a verdict is one of {', '.join(VERDICTS[1:])}, got {verdict!r}")
     if not entry.fields["metrics"]:
         raise JournalError(f"{entry.path.name}: there is no metrics.json to back a result")
-    known = flat_metrics(json.loads((entry.path.parent.parent / entry.fields["metrics"]).read_text(encoding="utf8")))
+    metrics = metrics or entry.path.parent.parent / entry.fields["metrics"]
+    known = flat_metrics(json.loads(metrics.read_text(encoding="utf8")))
     keys = list(known)[:8] if keys is None else keys
     missing = [key for key in keys if key not in known]
     if missing or not keys:
@@ -182,7 +191,7 @@ def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None) -
         entry.body = entry.body.replace(f"# {entry.title}", f"# {entry.title} (negative)", 1)
         entry.title += " (negative)"
 
-# %% ../../nbs/lab/journal.ipynb #3c920c68
+# %% ../../nbs/lab/journal.ipynb #8844265e
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(rf"([A-Za-z_][\w./-]*)\s*=\s*({_NUMBER})(%?)")
 
@@ -270,7 +279,7 @@ def check_journal(
         raise JournalError("\n".join(faults))
     return len(entries)
 
-# %% ../../nbs/lab/journal.ipynb #227b8172
+# %% ../../nbs/lab/journal.ipynb #8e3a1017
 def _index(entries: list[Entry]) -> str:
     "The text of journal/README.md."
     rows = []
