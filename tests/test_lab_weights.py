@@ -205,3 +205,25 @@ def test_when_dvc_fails_the_copy_is_taken_back(checkout, tmp_path, monkeypatch):
         promote(tmp_path / "run", "tiny", root=checkout, replace=True)
     assert (checkout / "data" / "weights" / "tiny" / "weights.safetensors").read_bytes() == old
     assert not list(checkout.glob(".tiny*"))
+
+
+def test_what_has_forgotten_is_not_promoted_by_accident(checkout, tmp_path):
+    before = {"near": {"accuracy": 0.99, "low": 0.98}, "turn": {"accuracy": 0.9, "low": 0.85}}
+
+    def weights(name: str, ledger: dict | None):
+        files = {"ledger.json": json.dumps(ledger)} if ledger is not None else {}
+        return save_weights(tmp_path / name / "weights", {"w": torch.ones(2)}, {"kind": "test"}, files=files).parent
+
+    promote(weights("first", before), "raised", root=checkout, push=False)
+    kept = (checkout / "data/weights/raised/ledger.json").read_bytes()
+    for name, ledger, words in (
+        ("fell", {**before, "near": {"accuracy": 0.5, "low": 0.4}}, "near .99.0% before, 50.0% now"),
+        ("lacks", {"near": before["near"]}, "turn .*not examined"),
+        ("none", None, "all of them"),
+    ):
+        with pytest.raises(WeightsError, match=words):
+            promote(weights(name, ledger), "raised", replace=True, root=checkout, push=False)
+        assert (checkout / "data/weights/raised/ledger.json").read_bytes() == kept
+    better = {"near": {"accuracy": 0.985, "low": 0.98}, "turn": {"accuracy": 0.95, "low": 0.9}, "more": {"accuracy": 0.5, "low": 0.4}}
+    promote(weights("better", better), "raised", replace=True, root=checkout, push=False)
+    promote(weights("allowed", {}), "raised", replace=True, root=checkout, push=False, forgetting=True)

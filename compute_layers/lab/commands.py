@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #11901431
+# %% ../../nbs/lab/commands.ipynb #777ef68c
 import argparse
 import difflib
 import json
@@ -23,7 +23,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #5a6303f4
+# %% ../../nbs/lab/commands.ipynb #e04fd1cb
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -53,7 +53,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #3bae3e90
+# %% ../../nbs/lab/commands.ipynb #88362466
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -148,7 +148,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #0a5a1463
+# %% ../../nbs/lab/commands.ipynb #382401ed
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -233,7 +233,7 @@ def run_notebook(
     print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #7590ddbe
+# %% ../../nbs/lab/commands.ipynb #d4c564ee
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")
@@ -250,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("run", type=Path)
     promote.add_argument("name")
     promote.add_argument("--replace", action="store_true", help="the name is there: make this its new version")
+    promote.add_argument("--forgetting", action="store_true", help="promote although an older skill fell (see its ledger)")
 
     weights = commands.add_parser("weights", help="look at a weights folder").add_subparsers(dest="action", required=True, metavar="ACTION")
     verify = weights.add_parser("verify", help="check every file and tensor of a weights folder")
@@ -292,7 +293,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "promote":
         from compute_layers.lab.weights import promote, weights_line
 
-        folder = promote(options.run, options.name, options.replace)
+        folder = promote(options.run, options.name, options.replace, forgetting=options.forgetting)
         print(f"{weights_line(folder)}\nrecorded in data.dvc and pushed; now: git add data.dvc dvc-store && git commit")
     elif options.command == "weights":
         from compute_layers.lab.weights import read_weights, weights_line
