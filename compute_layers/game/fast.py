@@ -22,9 +22,9 @@ _inlined = njit(cache=True, nogil=True, _nrt=False, inline="always")
 # %% auto #0
 __all__ = ['CANDIDATES', 'MAX_INNER_WALLS', 'MAX_GOLD', 'SHOW_AGENT', 'SHOW_WALLS', 'SHOW_GOLD', 'SHOW_ALL', 'STATE_GOLD',
            'STATE_WALLS', 'STATE_GOLD_AT', 'STATE_WALLS_AT', 'STATE_SIZE', 'GRID', 'FLOOD_GRID', 'QUARTER',
-           'LONGEST_SEGMENT', 'FAR', 'uniform', 'make_level', 'make_levels', 'free_step', 'step_room', 'step_rooms',
-           'draw_room', 'draw_rooms', 'state_of_room', 'reset_envs', 'step_envs', 'plan_rooms', 'first_actions',
-           'solvable_rooms', 'way_fields']
+           'LONGEST_SEGMENT', 'FAR', 'SEEN', 'uniform', 'make_level', 'make_levels', 'free_step', 'step_room',
+           'step_rooms', 'draw_room', 'draw_rooms', 'state_of_room', 'reset_envs', 'step_envs', 'plan_rooms',
+           'first_actions', 'solvable_rooms', 'way_fields', 'read_rooms']
 
 # %% ../../nbs/game/fast.ipynb #ce022d5f
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -956,3 +956,681 @@ def way_fields(gold, gold_here, walls, fields):
     for i in range(fields.shape[0]):
         _free_cells(walls[i], free)
         _fill_field(free, gold[i], gold_here[i], -9.0, -9.0, fields[i], first, link, cell)
+
+# %% ../../nbs/game/fast.ipynb #237e65dc
+SEEN = 0.5  # what is read with less confidence counts as not seen
+_GOLD_GREEN = 200 / 255  # gold is red plus this much green
+
+
+@_compiled
+def _ramp(inside, soft):
+    """How much of a pixel lies inside an edge `inside` pixels away, when the edge is `soft` pixels wide (1 = as painted)."""
+    return min(1.0, max(0.0, 0.5 + inside / soft))
+
+
+@_compiled
+def _unmix(picture, red, green, black, weight):
+    """Split a picture (S, S, 3) into signed red and green over grey, blackness, and 0 where a blue line hides what is below.
+
+    White, grey and black add the same to all channels, so red - blue and green - blue do not see walls at all.
+    """
+    size = picture.shape[0]
+    for y in range(size):
+        for x in range(size):
+            r, g, b = picture[y, x, 0] / 255.0, picture[y, x, 1] / 255.0, picture[y, x, 2] / 255.0
+            red[y, x], green[y, x] = r - b, g - b
+            black[y, x] = max(0.0, min(1.0 - max(r, g, b), 1.0 - (r + g - b)))
+            weight[y, x] = 1.0 if b - min(r, g) < 0.1 else 0.0
+
+
+@_compiled
+def _window(cx, cy, reach, size):
+    """The pixels within `reach` of a point: x0, y0, x1, y1."""
+    return (
+        max(0, int(math.floor(cx - reach))), max(0, int(math.floor(cy - reach))),
+        min(size, int(math.ceil(cx + reach))), min(size, int(math.ceil(cy + reach))),
+    )
+
+
+@_compiled
+def _golden(x, y, discs, n, skip, radius, soft):
+    """How much of a pixel is covered by the first `n` pieces of gold in `discs`, leaving out number `skip`."""
+    free = 1.0
+    for g in range(n):
+        if g != skip:
+            dx, dy = x + 0.5 - discs[g, 0], y + 0.5 - discs[g, 1]
+            if abs(dx) < radius + soft and abs(dy) < radius + soft:
+                free *= 1.0 - _ramp(radius - math.sqrt(dx * dx + dy * dy), soft)
+    return 1.0 - free
+
+
+@_compiled
+def _agent_colours(x, y, px, py, heading, size, soft):
+    """Signed red and green that an agent at (px, py) gives to pixel (x, y)."""
+    dx, dy = x + 0.5 - px, y + 0.5 - py
+    reach = AGENT_RADIUS * size
+    if abs(dx) > reach + soft or abs(dy) > reach + soft:
+        return 0.0, 0.0
+    ex, ey = dx - EYE_AHEAD * size * math.cos(heading), dy - EYE_AHEAD * size * math.sin(heading)
+    body = _ramp(reach - math.sqrt(dx * dx + dy * dy), soft)
+    eye = _ramp(EYE_RADIUS * size - math.sqrt(ex * ex + ey * ey), soft)
+    return eye, body * (1.0 - eye)
+
+
+@_compiled
+def _agent_cost(red, green, weight, px, py, heading, soft, discs, n_gold):
+    """Squared difference around (px, py) between the picture and an agent painted there."""
+    size = red.shape[0]
+    x0, y0, x1, y1 = _window(px, py, AGENT_RADIUS * size + 2.0, size)
+    cost = 0.0
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            if weight[y, x] > 0.0:
+                u, v = _agent_colours(x, y, px, py, heading, size, soft)
+                cover = _golden(x, y, discs, n_gold, -1, GOLD_RADIUS * size, 1.0)
+                u, v = u * (1.0 - cover) + cover, v * (1.0 - cover) + _GOLD_GREEN * cover
+                cost += (red[y, x] - u) ** 2 + (green[y, x] - v) ** 2
+    return cost
+
+
+@_compiled
+def _spot_agent(red, green, sums):
+    """Where the picture holds most green in an agent's width: x, y, and the share of the green an agent has."""
+    size = red.shape[0]
+    for x in range(size + 1):
+        sums[0, x] = 0.0
+    for y in range(size):
+        row = 0.0
+        sums[y + 1, 0] = 0.0
+        for x in range(size):
+            row += max(0.0, green[y, x] - max(0.0, red[y, x]))
+            sums[y + 1, x + 1] = sums[y, x + 1] + row
+    half = int(math.ceil(AGENT_RADIUS * size))
+    best, at_x, at_y = -1.0, 0, 0
+    for y in range(size):
+        y0, y1 = max(0, y - half), min(size, y + half + 1)
+        for x in range(size):
+            x0, x1 = max(0, x - half), min(size, x + half + 1)
+            mass = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+            if mass > best:
+                best, at_x, at_y = mass, x, y
+    # the centre of all that is green or red and not gold; gold is more red than green, but only a little
+    total, sum_x, sum_y = 1e-9, 0.0, 0.0
+    for _ in range(2):
+        total, sum_x, sum_y = 1e-9, 0.0, 0.0
+        for y in range(max(0, at_y - half), min(size, at_y + half + 1)):
+            for x in range(max(0, at_x - half), min(size, at_x + half + 1)):
+                more = green[y, x] - max(0.0, red[y, x])
+                if more < 0.0:
+                    more = max(0.0, red[y, x] - max(0.0, green[y, x]) - 0.22)
+                total, sum_x, sum_y = total + more, sum_x + more * (x + 0.5), sum_y + more * (y + 0.5)
+        at_x, at_y = int(sum_x / total), int(sum_y / total)
+    return sum_x / total, sum_y / total, best / (0.84 * math.pi * (AGENT_RADIUS * size) ** 2)
+
+
+@_compiled
+def _fit_agent(red, green, weight, px, py, heading, soft, rounds, discs, n_gold):
+    """Gauss-Newton on the squared difference between picture and painted agent: the better x, y, heading."""
+    size = red.shape[0]
+    reach, ahead, eye_reach = AGENT_RADIUS * size, EYE_AHEAD * size, EYE_RADIUS * size
+    for _ in range(rounds):
+        cos, sin = math.cos(heading), math.sin(heading)
+        a00, a01, a02, a11, a12, a22, b0, b1, b2 = 1e-3, 0.0, 0.0, 1e-3, 0.0, 1e-3, 0.0, 0.0, 0.0
+        x0, y0, x1, y1 = _window(px, py, reach + soft, size)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                if weight[y, x] == 0.0:
+                    continue
+                dx, dy = x + 0.5 - px, y + 0.5 - py
+                ex, ey = dx - ahead * cos, dy - ahead * sin
+                d, e = math.sqrt(dx * dx + dy * dy) + 1e-9, math.sqrt(ex * ex + ey * ey) + 1e-9
+                body, eye = _ramp(reach - d, soft), _ramp(eye_reach - e, soft)
+                seen = 1.0 - _golden(x, y, discs, n_gold, -1, GOLD_RADIUS * size, 1.0)
+                body_slope = 1.0 / soft if 0.0 < body < 1.0 else 0.0
+                eye_slope = 1.0 / soft if 0.0 < eye < 1.0 else 0.0
+                if body_slope == 0.0 and eye_slope == 0.0:
+                    continue
+                # how the covers move with x, y and the arc that the eye runs through
+                bx, by = body_slope * dx / d, body_slope * dy / d
+                qx, qy = eye_slope * ex / e, eye_slope * ey / e
+                qt = qy * cos - qx * sin
+                miss_u = red[y, x] - (1.0 - seen) - seen * eye
+                miss_v = green[y, x] - (1.0 - seen) * _GOLD_GREEN - seen * body * (1.0 - eye)
+                ux, uy, ut = seen * qx, seen * qy, seen * qt
+                vx, vy = seen * (bx * (1.0 - eye) - body * qx), seen * (by * (1.0 - eye) - body * qy)
+                vt = -seen * body * qt
+                a00 += ux * ux + vx * vx
+                a01 += ux * uy + vx * vy
+                a02 += ux * ut + vx * vt
+                a11 += uy * uy + vy * vy
+                a12 += uy * ut + vy * vt
+                a22 += ut * ut + vt * vt
+                b0 += ux * miss_u + vx * miss_v
+                b1 += uy * miss_u + vy * miss_v
+                b2 += ut * miss_u + vt * miss_v
+        # solve the symmetric 3 × 3 system by its cofactors
+        c00, c01, c02 = a11 * a22 - a12 * a12, a02 * a12 - a01 * a22, a01 * a12 - a02 * a11
+        det = a00 * c00 + a01 * c01 + a02 * c02
+        if det < 1e-12:
+            break
+        c11, c12, c22 = a00 * a22 - a02 * a02, a01 * a02 - a00 * a12, a00 * a11 - a01 * a01
+        mx, my, mt = (c00 * b0 + c01 * b1 + c02 * b2) / det, (c01 * b0 + c11 * b1 + c12 * b2) / det, (c02 * b0 + c12 * b1 + c22 * b2) / det
+        longest = max(abs(mx), abs(my), abs(mt))
+        scale = min(1.0, max(1.0, 0.4 * eye_reach) / (longest + 1e-12))
+        px, py, heading = px + scale * mx, py + scale * my, heading + scale * mt / ahead
+        if longest < 2e-3:
+            break
+    return px, py, heading
+
+
+@_compiled
+def _refit_agent(red, green, weight, px, py, heading, discs, n_gold):
+    """Fit with wide edges, then with the painter's, and keep what explains the picture better with the painter's edges or soft ones."""
+    size = red.shape[0]
+    wide = max(2.5, 0.012 * size)
+    px, py, heading = _fit_agent(red, green, weight, px, py, heading, wide, 6, discs, n_gold)
+    soft_cost = _agent_cost(red, green, weight, px, py, heading, wide, discs, n_gold)
+    x, y, turn = _fit_agent(red, green, weight, px, py, heading, 1.0, 12, discs, n_gold)
+    if _agent_cost(red, green, weight, x, y, turn, 1.0, discs, n_gold) < soft_cost:
+        return x, y, turn
+    return px, py, heading
+
+
+@_compiled
+def _trust_agent(red, green, weight, px, py, heading, discs, n_gold):
+    """How much the picture around (px, py) looks like the agent: 1 = as painted; the eye counts on its own."""
+    size = red.shape[0]
+    x0, y0, x1, y1 = _window(px, py, AGENT_RADIUS * size + 2.0, size)
+    both, model2, seen2 = 0.0, 1e-9, 1e-9
+    eye_both, eye_model2, eye_seen2 = 0.0, 1e-9, 1e-9
+    mass, model_mass = 0.0, 1e-9
+    ex, ey = px + EYE_AHEAD * size * math.cos(heading), py + EYE_AHEAD * size * math.sin(heading)
+    eye_reach = EYE_RADIUS * size + 1.0
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            if weight[y, x] == 0.0:
+                continue
+            u, v = _agent_colours(x, y, px, py, heading, size, 1.0)
+            cover = _golden(x, y, discs, n_gold, -1, GOLD_RADIUS * size, 1.0)
+            if cover > 0.02:
+                continue
+            both += u * red[y, x] + v * green[y, x]
+            model2 += u * u + v * v
+            seen2 += red[y, x] ** 2 + green[y, x] ** 2
+            mass, model_mass = mass + red[y, x] + green[y, x], model_mass + u + v
+            dx, dy = x + 0.5 - px, y + 0.5 - py
+            if dx * dx + dy * dy < (AGENT_RADIUS * size + 1.0) ** 2:
+                eye_both += u * red[y, x]
+                eye_model2 += u * u
+                eye_seen2 += red[y, x] ** 2
+    whole = max(0.0, both / math.sqrt(model2 * seen2))
+    eye = max(0.0, eye_both / math.sqrt(eye_model2 * eye_seen2)) * min(1.0, 2.0 * eye_both / eye_model2)
+    share = mass / model_mass
+    # an agent that is mostly out of the picture or under a line is no agent
+    visible = min(1.0, 2.0 * model_mass / (math.pi * (AGENT_RADIUS * size) ** 2))
+    return whole * eye * max(0.0, min(share, 2.0 - share)) * visible
+
+
+@_compiled
+def _gold_mass(red, green, weight, golden, px, py, heading, sure):
+    """Fill `golden` with what is red and green at once, without the agent."""
+    size = red.shape[0]
+    for y in range(size):
+        for x in range(size):
+            u, v = red[y, x], green[y, x]
+            golden[y, x] = max(0.0, min(u, v / _GOLD_GREEN)) if weight[y, x] > 0.0 else 0.0
+    if sure:
+        x0, y0, x1, y1 = _window(px, py, AGENT_RADIUS * size + 2.0, size)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                if golden[y, x] > 0.0:
+                    u, v = _agent_colours(x, y, px, py, heading, size, 1.0)
+                    golden[y, x] = max(0.0, min(red[y, x] - u, (green[y, x] - v) / _GOLD_GREEN))
+
+
+@_compiled
+def _spot_gold(golden):
+    """Where most gold is in a piece's width: x, y, and the share of the mass a piece has."""
+    size = golden.shape[0]
+    reach = GOLD_RADIUS * size
+    half = int(math.ceil(reach + 0.5))
+    best, at_x, at_y = 0.0, 0.0, 0.0
+    for y in range(size):
+        for x in range(size):
+            if golden[y, x] < 0.15:
+                continue
+            mass, sum_x, sum_y = 0.0, 0.0, 0.0
+            for j in range(max(0, y - half), min(size, y + half + 1)):
+                for i in range(max(0, x - half), min(size, x + half + 1)):
+                    more = golden[j, i]
+                    mass, sum_x, sum_y = mass + more, sum_x + more * (i + 0.5), sum_y + more * (j + 0.5)
+            if mass > best:
+                best, at_x, at_y = mass, sum_x / mass, sum_y / mass
+    return at_x, at_y, best / (math.pi * reach * reach)
+
+
+@_compiled
+def _fit_gold(red, green, weight, discs, n_gold, g, px, py, heading, sure, soft, rounds):
+    """Move gold piece `g` of `discs` to where it explains the picture best; returns the squared difference left around it."""
+    size = red.shape[0]
+    reach = GOLD_RADIUS * size
+    cost = 0.0
+    for k in range(rounds + 1):
+        cx, cy = discs[g, 0], discs[g, 1]
+        a00, a01, a11, b0, b1, cost = 1e-3, 0.0, 1e-3, 0.0, 0.0, 0.0
+        x0, y0, x1, y1 = _window(cx, cy, reach + 2.0, size)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                if weight[y, x] == 0.0:
+                    continue
+                dx, dy = x + 0.5 - cx, y + 0.5 - cy
+                d = math.sqrt(dx * dx + dy * dy) + 1e-9
+                cover = _ramp(reach - d, soft)
+                u, v = 0.0, 0.0
+                if sure:
+                    u, v = _agent_colours(x, y, px, py, heading, size, 1.0)
+                other = _golden(x, y, discs, n_gold, g, reach, soft)
+                u, v = u + (1.0 - u) * other, v + (_GOLD_GREEN - v) * other
+                miss_u, miss_v = red[y, x] - u - (1.0 - u) * cover, green[y, x] - v - (_GOLD_GREEN - v) * cover
+                cost += miss_u * miss_u + miss_v * miss_v
+                if 0.0 < cover < 1.0:
+                    sx, sy = dx / d / soft, dy / d / soft
+                    gain = (1.0 - u) ** 2 + (_GOLD_GREEN - v) ** 2
+                    pull = (1.0 - u) * miss_u + (_GOLD_GREEN - v) * miss_v
+                    a00, a01, a11 = a00 + gain * sx * sx, a01 + gain * sx * sy, a11 + gain * sy * sy
+                    b0, b1 = b0 + pull * sx, b1 + pull * sy
+        det = a00 * a11 - a01 * a01
+        if k == rounds or det < 1e-12:
+            break
+        mx, my = (a11 * b0 - a01 * b1) / det, (a00 * b1 - a01 * b0) / det
+        scale = min(1.0, 1.0 / (max(abs(mx), abs(my)) + 1e-12))
+        discs[g, 0], discs[g, 1] = cx + scale * mx, cy + scale * my
+        if max(abs(mx), abs(my)) < 2e-3:
+            rounds = k + 1
+    return cost
+
+
+@_compiled
+def _refit_gold(red, green, weight, discs, n_gold, g, px, py, heading, sure):
+    """Fit with wide edges, then with the painter's, and keep the better."""
+    soft_cost = _fit_gold(red, green, weight, discs, n_gold, g, px, py, heading, sure, 2.5, 6)
+    x, y = discs[g, 0], discs[g, 1]
+    if _fit_gold(red, green, weight, discs, n_gold, g, px, py, heading, sure, 1.0, 10) > soft_cost:
+        discs[g, 0], discs[g, 1] = x, y
+
+
+@_compiled
+def _trust_gold(red, green, weight, discs, n_gold, g, px, py, heading, sure):
+    """How much the picture around gold piece `g` looks like one: 1 = as painted."""
+    size = red.shape[0]
+    reach = GOLD_RADIUS * size
+    x0, y0, x1, y1 = _window(discs[g, 0], discs[g, 1], reach + 2.0, size)
+    both, model2, seen2 = 0.0, 1e-9, 1e-9
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            if weight[y, x] == 0.0:
+                continue
+            dx, dy = x + 0.5 - discs[g, 0], y + 0.5 - discs[g, 1]
+            cover = _ramp(reach - math.sqrt(dx * dx + dy * dy), 1.0)
+            u, v = red[y, x], green[y, x]
+            if sure:
+                agent_u, agent_v = _agent_colours(x, y, px, py, heading, size, 1.0)
+                u, v = u - (1.0 - cover) * agent_u, v - (1.0 - cover) * agent_v
+            other = _golden(x, y, discs, n_gold, g, reach, 1.0) * (1.0 - cover)
+            u, v = u - other, v - other * _GOLD_GREEN
+            both += cover * (u + _GOLD_GREEN * v)
+            model2 += cover * cover * (1.0 + _GOLD_GREEN * _GOLD_GREEN)
+            seen2 += u * u + v * v
+    visible = min(1.0, 2.0 * model2 / ((1.0 + _GOLD_GREEN * _GOLD_GREEN) * math.pi * reach * reach))
+    return max(0.0, both / math.sqrt(model2 * seen2)) * min(1.0, 3.0 * max(0.0, both / model2)) * visible
+
+
+@_compiled
+def _read_agent_and_gold(red, green, weight, sums, golden, discs, agent, gold, trust):
+    """Read one unmixed picture in pixels; `trust` receives the gold's confidences. Returns heading, confidence, gold pieces."""
+    px, py, share = _spot_agent(red, green, sums)
+    heading, sure = 0.0, share > 0.25
+    if sure:
+        best = 1e30
+        for k in range(24):
+            cost = _agent_cost(red, green, weight, px, py, k * math.pi / 12, 2.0, discs, 0)
+            if cost < best:
+                best, heading = cost, k * math.pi / 12
+        px, py, heading = _refit_agent(red, green, weight, px, py, heading, discs, 0)
+    n = 0
+    size = red.shape[0]
+    reach = GOLD_RADIUS * size
+    if discs.shape[0] > 0:
+        _gold_mass(red, green, weight, golden, px, py, heading, sure)
+    for _ in range(discs.shape[0] + 2):  # something else that is yellow may come first
+        x, y, mass = _spot_gold(golden)
+        if mass < 0.35 or n == discs.shape[0]:
+            break
+        discs[n, 0], discs[n, 1] = x, y
+        n += 1
+        _refit_gold(red, green, weight, discs, n, n - 1, px, py, heading, sure)
+        for tx, ty in ((x, y), (discs[n - 1, 0], discs[n - 1, 1])):  # where it was seen and where it is: no second piece there
+            x0, y0, x1, y1 = _window(tx, ty, 2 * reach + 1.0, size)
+            for j in range(y0, y1):
+                for i in range(x0, x1):
+                    if (i + 0.5 - tx) ** 2 + (j + 0.5 - ty) ** 2 < max(2 * reach, reach + 1.5) ** 2:
+                        golden[j, i] = 0.0
+        if _trust_gold(red, green, weight, discs, n, n - 1, px, py, heading, sure) < SEEN:
+            n -= 1
+    confidence = 0.0
+    if sure:
+        if n > 0:
+            px, py, heading = _refit_agent(red, green, weight, px, py, heading, discs, n)
+        confidence = _trust_agent(red, green, weight, px, py, heading, discs, n)
+    for g in range(n):
+        _refit_gold(red, green, weight, discs, n, g, px, py, heading, sure)
+        trust[g] = _trust_gold(red, green, weight, discs, n, g, px, py, heading, sure)
+        gold[g, 0], gold[g, 1] = discs[g, 0] / size, discs[g, 1] / size
+    agent[0], agent[1] = px / size, py / size
+    return heading, confidence, n
+
+# %% ../../nbs/game/fast.ipynb #10401598
+_ANGLES = 60  # directions tried for an inner wall, in half a turn
+
+
+@_compiled
+def _share(black, weight, x0, y0, x1, y1):
+    """Mean blackness of a box of pixels, without what a blue line hides; 0 when all is hidden."""
+    total, n = 0.0, 1e-9
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            total += black[y, x] * weight[y, x]
+            n += weight[y, x]
+    return total / n
+
+
+@_compiled
+def _read_side_walls(black, weight, walls):
+    """Write the side walls that a picture shows, whole or around an exit, as `make_level` does; returns how many rows."""
+    size = black.shape[0]
+    near, far = int(0.15 * WALL * size + 0.5), max(1, int(0.85 * WALL * size))
+    lo, hi = 0.5 - EXIT_WIDTH / 2, 0.5 + EXIT_WIDTH / 2
+    row = 0
+    for k in range(walls.shape[0]):
+        walls[k, :] = 0.0
+    for k in range(4):
+        upright = k == 0 or k == 3
+        a, b = (size - far, size - near) if k >= 2 else (near, far)
+        first, middle, last = 0.0, 0.0, 0.0
+        for part in range(3):
+            start = (1.5 * WALL, lo + 0.02, hi + 0.02)[part]
+            stop = (lo - 0.02, hi - 0.02, 1 - 1.5 * WALL)[part]
+            c, d = int(start * size + 0.5), int(stop * size + 0.5)
+            share = _share(black, weight, a, c, b, d) if upright else _share(black, weight, c, a, d, b)
+            if part == 0:
+                first = share
+            elif part == 1:
+                middle = share
+            else:
+                last = share
+        x = 1 - WALL if k == 3 else 0.0
+        y = 1 - WALL if k == 2 else 0.0
+        whole = first > 0.5 and middle > 0.75 and last > 0.5
+        for part in range(2):
+            if row == walls.shape[0] or (whole and part == 1) or (first, last)[part] <= 0.5:
+                continue
+            start = hi if part == 1 else 0.0
+            length = 1.0 if whole else lo
+            walls[row, 0] = x if upright else start
+            walls[row, 1] = start if upright else y
+            walls[row, 2] = WALL if upright else length
+            walls[row, 3] = length if upright else WALL
+            row += 1
+    return row
+
+
+@_compiled
+def _bar_cover(across, along, length, wide, soft):
+    """How much of a pixel a bar covers: `across` from its axis, `along` from its start, with edges `soft` pixels wide."""
+    return min(_ramp(wide / 2 - across, soft), _ramp(wide / 2 + across, soft)) * min(_ramp(along, soft), _ramp(length - along, soft))
+
+
+@_compiled
+def _bars_cover(x, y, bars, n, skip, wide):
+    """How much of a pixel the first `n` bars (x, y, angle, start, end) cover, leaving out number `skip`."""
+    free = 1.0
+    for w in range(n):
+        if w != skip:
+            dx, dy = x + 0.5 - bars[w, 0], y + 0.5 - bars[w, 1]
+            cos, sin = bars[w, 5], bars[w, 6]
+            across = dx * cos + dy * sin
+            if abs(across) < wide / 2 + 0.5:
+                free *= 1.0 - _bar_cover(across, dy * cos - dx * sin - bars[w, 3], bars[w, 4] - bars[w, 3], wide, 1.0)
+    return 1.0 - free
+
+
+@_compiled
+def _fit_bar(black, weight, bars, n, w, wide, soft, rounds):
+    """Gauss-Newton for one bar among the others: place across, angle, both ends. Returns the squared difference left."""
+    size = black.shape[0]
+    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
+    cost = 0.0
+    for k in range(rounds + 1):
+        cx, cy, start, end = bars[w, 0], bars[w, 1], bars[w, 3], bars[w, 4]
+        cos, sin = math.cos(bars[w, 2]), math.sin(bars[w, 2])
+        bars[w, 5], bars[w, 6] = cos, sin
+        length, arm = end - start, 0.25 * (end - start) + 1.0
+        m00, m01, m02, m03, m11, m12, m13, m22, m23, m33 = 1e-2, 0.0, 0.0, 0.0, 1e-2, 0.0, 0.0, 1e-2, 0.0, 1e-2
+        b0, b1, b2, b3, cost = 0.0, 0.0, 0.0, 0.0, 0.0
+        rim = wide / 2 + soft + 2.0
+        x_a, x_b, y_a, y_b = cx - sin * start, cx - sin * end, cy + cos * start, cy + cos * end
+        y0, y1 = max(lo, int(min(y_a, y_b) - rim)), min(hi, int(max(y_a, y_b) + rim) + 1)
+        x0, x1 = max(lo, int(min(x_a, x_b) - rim)), min(hi, int(max(x_a, x_b) + rim) + 1)
+        for y in range(y0, y1):
+            dy = y + 0.5 - cy
+            for x in range(x0, x1):
+                dx = x + 0.5 - cx
+                across = dx * cos + dy * sin
+                if abs(across) > rim or weight[y, x] == 0.0:
+                    continue
+                along = dy * cos - dx * sin
+                if along < start - rim or along > end + rim:
+                    continue
+                left, right = _ramp(wide / 2 + across, soft), _ramp(wide / 2 - across, soft)
+                top, bottom = _ramp(along - start, soft), _ramp(end - along, soft)
+                c_across, c_along = min(left, right), min(top, bottom)
+                seen = 1.0
+                if n > 1:
+                    seen = 1.0 - _bars_cover(x, y, bars, n, w, wide)
+                miss = black[y, x] - (1.0 - seen) - seen * c_across * c_along
+                cost += miss * miss
+                slope, start_slope, end_slope = 0.0, 0.0, 0.0
+                if 0.0 < c_across < 1.0:
+                    slope = seen * c_along / soft * (1.0 if left < right else -1.0)  # d cover / d across
+                if 0.0 < top < 1.0 and top <= bottom:
+                    start_slope = -seen * c_across / soft
+                if 0.0 < bottom < 1.0 and bottom < top:
+                    end_slope = seen * c_across / soft
+                g0 = -slope
+                g1 = (slope * along + (start_slope + end_slope) * across) / arm
+                if slope != 0.0 or start_slope != 0.0 or end_slope != 0.0:
+                    m00, m01, m02, m03 = m00 + g0 * g0, m01 + g0 * g1, m02 + g0 * start_slope, m03 + g0 * end_slope
+                    m11, m12, m13 = m11 + g1 * g1, m12 + g1 * start_slope, m13 + g1 * end_slope
+                    m22, m23, m33 = m22 + start_slope * start_slope, m23 + start_slope * end_slope, m33 + end_slope * end_slope
+                    b0, b1, b2, b3 = b0 + g0 * miss, b1 + g1 * miss, b2 + start_slope * miss, b3 + end_slope * miss
+        if k == rounds:
+            break
+        # Cholesky elimination of the symmetric 4 × 4 system
+        l10, l20, l30 = m01 / m00, m02 / m00, m03 / m00
+        m11, m12, m13 = m11 - l10 * m01, m12 - l10 * m02, m13 - l10 * m03
+        m22, m23, m33 = m22 - l20 * m02, m23 - l20 * m03, m33 - l30 * m03
+        b1, b2, b3 = b1 - l10 * b0, b2 - l20 * b0, b3 - l30 * b0
+        l21, l31 = m12 / m11, m13 / m11
+        m22, m23, m33 = m22 - l21 * m12, m23 - l21 * m13, m33 - l31 * m13
+        b2, b3 = b2 - l21 * b1, b3 - l31 * b1
+        l32 = m23 / m22
+        m33, b3 = m33 - l32 * m23, b3 - l32 * b2
+        s3 = b3 / m33
+        s2 = (b2 - m23 * s3) / m22
+        s1 = (b1 - m12 * s2 - m13 * s3) / m11
+        s0 = (b0 - m01 * s1 - m02 * s2 - m03 * s3) / m00
+        longest = max(max(abs(s0), abs(s1)), max(abs(s2), abs(s3)))
+        scale = min(1.0, 1.5 / (longest + 1e-12))
+        bars[w, 0], bars[w, 1] = cx + scale * s0 * cos, cy + scale * s0 * sin
+        bars[w, 2] += scale * s1 / arm
+        bars[w, 3], bars[w, 4] = start + scale * s2, max(end + scale * s3, start + scale * s2 + 1.0)
+        if longest < 5e-3:
+            rounds = k + 1
+    return cost
+
+
+@_compiled
+def _refit_bar(black, weight, bars, n, w, wide):
+    """Fit with wide edges, then with the painter's, and keep the better."""
+    soft_cost = _fit_bar(black, weight, bars, n, w, wide, 3.0, 5)
+    old_x, old_y, old_angle, old_start, old_end, old_cos, old_sin = bars[w]
+    if _fit_bar(black, weight, bars, n, w, wide, 1.0, 12) > soft_cost:
+        bars[w, 0], bars[w, 1], bars[w, 2], bars[w, 3], bars[w, 4], bars[w, 5], bars[w, 6] = (
+            old_x, old_y, old_angle, old_start, old_end, old_cos, old_sin
+        )
+
+
+@_compiled
+def _spot_bar(black, weight, bars, w, wide, points, counts):
+    """Find the band of a wall's width with most black in it and little beside it; its longest black run becomes bar `w`.
+
+    `points` (3, S²) and `counts` (2 S,) are scratch. Returns the black mass of the band.
+    """
+    size = black.shape[0]
+    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
+    stride = max(1, size // 64)
+    n, total = 0, 0.0
+    for y in range(lo, hi, stride):
+        for x in range(lo, hi, stride):
+            if black[y, x] > 0.25 and weight[y, x] > 0.0 and _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.02:
+                points[0, n], points[1, n], points[2, n] = x + 0.5 - size / 2, y + 0.5 - size / 2, black[y, x]
+                total += black[y, x]
+                n += 1
+    total *= stride * stride
+    if total < 0.4 * wide * wide:
+        return 0.0
+    best, best_k, best_at = -1e30, 0, 0.0
+    n_bins = counts.shape[0]
+    for k in range(_ANGLES):
+        cos, sin = math.cos(k * math.pi / _ANGLES), math.sin(k * math.pi / _ANGLES)
+        counts[:] = 0.0
+        for i in range(n):
+            at = int((points[0, i] * cos + points[1, i] * sin + 0.75 * size) * n_bins / (1.5 * size))
+            counts[at] += points[2, i]
+        for at in range(1, n_bins):
+            counts[at] += counts[at - 1]
+        half, flank = max(1, int(wide * n_bins / (1.5 * size) / 2 + 0.5)), max(1, int(wide * n_bins / (1.5 * size) * 0.4 + 0.5))
+        for at in range(half + flank, n_bins - half - flank):
+            band = counts[at + half] - counts[at - half]
+            score = band - 0.7 * (counts[at + half + flank] - counts[at - half - flank] - band)
+            if score > best:
+                best, best_k, best_at = score, k, (at + 1) * 1.5 * size / n_bins - 0.75 * size
+    angle = best_k * math.pi / _ANGLES
+    cos, sin = math.cos(angle), math.sin(angle)
+    cx, cy = size / 2 + best_at * cos, size / 2 + best_at * sin
+    run, run_mass, top_mass, top_start, top_end = 0.0, 0.0, 0.0, 0.0, 0.0
+    running = False
+    for step in range(-int(0.75 * size), int(0.75 * size) + 1):
+        inside, dark, known, fresh = 0, 0.0, 0, 0.0
+        for side in range(-1, 2):
+            x = int(math.floor(cx - sin * step + side * 0.25 * wide * cos))
+            y = int(math.floor(cy + cos * step + side * 0.25 * wide * sin))
+            if lo <= x < hi and lo <= y < hi:
+                inside += 1
+                if weight[y, x] > 0.0:
+                    known += 1
+                    dark += black[y, x]
+                    if _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.5:
+                        fresh += black[y, x]
+        filled = inside > 0 and (dark > 0.5 * known if known > 0 else running)
+        if filled:
+            if not running:
+                running, run, run_mass = True, float(step), 0.0
+            run_mass += fresh
+            if run_mass > top_mass:
+                top_mass, top_start, top_end = run_mass, run - 0.5, step + 0.5
+        else:
+            running = False
+    bars[w, 0], bars[w, 1], bars[w, 2], bars[w, 5], bars[w, 6] = cx, cy, angle, cos, sin
+    # turn about the middle of the run
+    middle = (top_start + top_end) / 2
+    bars[w, 0], bars[w, 1] = cx - sin * middle, cy + cos * middle
+    bars[w, 3], bars[w, 4] = top_start - middle, top_end - middle
+    return top_mass * wide / 3
+
+
+@_compiled
+def _read_inner_walls(black, weight, bars, walls, row, points, counts):
+    """Write the inner walls into `walls` from `row` on. Returns how well the black inside the room is explained, 0 to 1."""
+    size = black.shape[0]
+    wide = WALL * size
+    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
+    n = 0
+    while n < min(bars.shape[0], walls.shape[0] - row):
+        if _spot_bar(black, weight, bars, n, wide, points, counts) < 0.4 * wide * wide:
+            break
+        n += 1
+        _refit_bar(black, weight, bars, n, n - 1, wide)
+        # is it black, and black that no other bar explains?
+        cover, hit = 1e-9, 0.0
+        for y in range(lo, hi):
+            for x in range(lo, hi):
+                dx, dy = x + 0.5 - bars[n - 1, 0], y + 0.5 - bars[n - 1, 1]
+                across = dx * bars[n - 1, 5] + dy * bars[n - 1, 6]
+                if abs(across) < wide / 2 + 0.5 and weight[y, x] > 0.0:
+                    along = dy * bars[n - 1, 5] - dx * bars[n - 1, 6] - bars[n - 1, 3]
+                    c = _bar_cover(across, along, bars[n - 1, 4] - bars[n - 1, 3], wide, 1.0)
+                    cover, hit = cover + c, hit + c * black[y, x]
+        if hit < 0.6 * cover or cover < 0.3 * wide * wide:
+            n -= 1
+            break
+    if n > 1:
+        for _ in range(3):
+            for w in range(n):
+                _refit_bar(black, weight, bars, n, w, wide)
+    both, either = 0.0, 0.0
+    for y in range(lo, hi):
+        for x in range(lo, hi):
+            if weight[y, x] > 0.0:
+                cover = _bars_cover(x, y, bars, n, -1, wide)
+                both += min(cover, black[y, x])
+                either += max(cover, black[y, x])
+    shortest = INNER_WALL_LENGTH[0] * size
+    for w in range(n):
+        cx, cy, angle, start, end, cos, sin = bars[w]
+        # an end that the side walls hide may lie further out: the shortest wall that the game builds is assumed
+        for side in range(2):
+            at = end if side == 1 else start
+            x, y = cx - sin * at, cy + cos * at
+            if end - start < shortest and min(min(x, y), min(size - x, size - y)) < wide + 1.0:
+                if side == 1:
+                    end = start + shortest
+                else:
+                    start = end - shortest
+        walls[row + w, 0] = (cx - sin * start - cos * wide / 2) / size
+        walls[row + w, 1] = (cy + cos * start - sin * wide / 2) / size
+        walls[row + w, 2], walls[row + w, 3], walls[row + w, 4] = WALL, (end - start) / size, angle % (2 * math.pi)
+    return (both + wide * wide) / (either + wide * wide)
+
+# %% ../../nbs/game/fast.ipynb #590894d2
+@_allocating
+def read_rooms(
+    pictures,  # (B, S, S, 3) uint8, seen from above
+    agent, heading, confidence,  # (B, 2), (B,), (B,) written; without confidence the agent is a guess
+    gold, gold_here, gold_confidence,  # (B, G, 2), (B, G), (B, G) written
+    walls, wall_confidence,  # (B, W, 5), (B,) written; W = 0: walls are not read
+):
+    """Read every picture back into a room."""
+    size = pictures.shape[1]
+    red, green, black = np.empty((size, size)), np.empty((size, size)), np.empty((size, size))
+    weight, golden, sums = np.empty((size, size)), np.empty((size, size)), np.empty((size + 1, size + 1))
+    discs, bars = np.empty((gold.shape[1], 2)), np.zeros((max(0, walls.shape[1] - 4), 7))
+    points, counts = np.empty((3, size * size)), np.empty(max(96, size // 2 * 3))
+    for i in range(pictures.shape[0]):
+        _unmix(pictures[i], red, green, black, weight)
+        gold_here[i], gold_confidence[i], gold[i] = False, 0.0, 0.5
+        heading[i], confidence[i], n = _read_agent_and_gold(red, green, weight, sums, golden, discs, agent[i], gold[i], gold_confidence[i])
+        gold_here[i, :n] = True
+        if walls.shape[1] > 0:
+            row = _read_side_walls(black, weight, walls[i])
+            wall_confidence[i] = _read_inner_walls(black, weight, bars, walls[i], row, points, counts)
