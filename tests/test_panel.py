@@ -281,8 +281,11 @@ def page(tmp_path_factory: pytest.TempPathFactory):
         tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
         page = Page(next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"))
         page.call("Page.enable")
+        page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # JupyterLab's commands act on what has the focus
         page.call("Page.navigate", url=f"{server['url']}doc/tree/play.ipynb?token=panel")
-        ready = "!!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell') && jupyterapp.commands.isEnabled('notebook:run-all-cells'))"
+        ready = """(() => { const app = window.jupyterapp, opened = app && document.querySelector('.jp-Notebook .jp-Cell') && [...app.shell.widgets('main')][0];
+            if (opened) app.shell.activateById(opened.id);
+            return !!opened && app.commands.isEnabled('notebook:run-all-cells') && opened.sessionContext.session?.kernel?.status === 'idle'; })()"""
         wait_for(lambda: page.run(ready), what="the notebook")
         page.run("void jupyterapp.commands.execute('notebook:run-all-cells')")
         wait_for(page.state, what="the panel")
