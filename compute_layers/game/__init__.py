@@ -5,20 +5,22 @@
 # %% ../../nbs/game/index.ipynb #2d8ecccd
 from __future__ import annotations
 
-from . import envs, facts, levels, oracle, picture, world
+from . import envs, facts, levels, oracle, picture, reader, world
 from .envs import GoldRoom, GoldRoomVector, GoldRoomWalls, GoldRoomWallsVector
 from .physics import step
 from .picture import contact_sheet, draw
+from .reader import read_picture
 from .world import ACTIONS, World, from_levels
 from ..registration import register_environments
 
 _all_ = [
     "ACTIONS", "GoldRoom", "GoldRoomVector", "GoldRoomWalls", "GoldRoomWallsVector", "World", "contact_sheet", "draw", "envs", "facts",
-    "from_levels", "levels", "oracle", "picture", "register_environments", "step", "world",
+    "from_levels", "levels", "oracle", "picture", "read_picture", "reader", "register_environments", "step", "world",
 ]
 
 register_environments()
 
 # %% auto #0
 __all__ = ['ACTIONS', 'GoldRoom', 'GoldRoomVector', 'GoldRoomWalls', 'GoldRoomWallsVector', 'World', 'contact_sheet', 'draw',
-           'envs', 'facts', 'from_levels', 'levels', 'oracle', 'picture', 'register_environments', 'step', 'world']
+           'envs', 'facts', 'from_levels', 'levels', 'oracle', 'picture', 'read_picture', 'reader',
+           'register_environments', 'step', 'world']
