@@ -19,25 +19,16 @@ from ..game.picture import LINE_WIDTH, draw, gold_line, path_lines
 from compute_layers.game.world import (
     AGENT_RADIUS, BACKWARD, FORWARD, GOLD_RADIUS, REACH, STEP, TURN_LEFT, TURN_RIGHT, WALL, Array, World, array_module, wall_distance,
 )
+from .inquiries import walled
 from .skill import Scene, Skill, Task, register
 
 # %% auto #0
 __all__ = ['SIDE_WALLS', 'PATCH_ERROR', 'PIXELS', 'DEGREES', 'DRAWING_SKILLS', 'DOT_WIDTH', 'DRAWN_MOVES', 'CORNERS', 'ZOOM',
-           'WIDE_ZOOM', 'MINIMAL_PAIRS', 'walled', 'rows_of', 'towards', 'agent_fits', 'first_that', 'blueness',
-           'worst_patch', 'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'inner_corners',
-           'shortest_way', 'from_rim']
+           'WIDE_ZOOM', 'MINIMAL_PAIRS', 'rows_of', 'towards', 'agent_fits', 'first_that', 'blueness', 'worst_patch',
+           'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'inner_corners', 'shortest_way',
+           'from_rim']
 
 # %% ../../nbs/skills/drawings.ipynb #c3f102cb
-def walled(
-    seed: int,
-    n: int,
-    first: int = 0,
-    device=None,
-) -> World:
-    """Rooms with up to two inner walls and one piece of gold: `levels.walls` with `max_gold=1`."""
-    return levels.walls(seed, n, first=first, max_gold=1, device=device)
-
-
 SIDE_WALLS = 5  # rows of `World.walls` that `levels` keeps for the sides of the room; inner walls follow
 
 

@@ -13,7 +13,8 @@ import torch
 from ..game.physics import step
 from ..game.picture import path_lines
 from ..game.world import AGENT_RADIUS, BACKWARD, FORWARD, TURN_LEFT, TURN_RIGHT, Array, World
-from .drawings import requests, rows_of, same_change, same_line, walled
+from .drawings import requests, rows_of, same_change, same_line
+from .inquiries import walled
 from .skill import Scene, Skill, Task, register
 
 # %% auto #0
