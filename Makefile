@@ -77,10 +77,11 @@ $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@python -m pip check >/dev/null || python -m pip install -qq -c requirements.lock --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
+# soupsieve 3.0.2 and later refuse Debian 12's Python 3.11.2, and a lock made on a later 3.11 would name them.
 lock: ## resolve the extras afresh and rewrite requirements.lock
 	@rm -rf $(VENV)-lock
 	$${PYTHON:-python3.11} -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet setuptools wheel --editable '.[$(EXTRAS)]'
+	$(VENV)-lock/bin/python -m pip install --quiet setuptools wheel --editable '.[$(EXTRAS)]' 'soupsieve<3'
 	$(VENV)-lock/bin/python -m pip list --format=freeze | grep -viE '^(pip|compute.layers)==' | sed -E 's/\+[a-z0-9.]+$$//' | sort -f > requirements.lock
 	@rm -rf $(VENV)-lock
 

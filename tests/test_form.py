@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,3 +309,19 @@ def test_lock_holds_exact_versions_of_all_that_is_asked_for() -> None:
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} against {version} in the lock: run `make lock`"
     assert "pygame" not in locked, "pygame and pygame-ce install the same module: only pygame-ce may be here"
+
+
+def test_lock_installs_on_the_oldest_python_in_use() -> None:
+    "Debian 12 has 3.11.2: a package that wants a later 3.11 stops `make tutorial` there."
+    locked = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text(encoding="utf8").splitlines()}
+    wanted = {name: metadata.metadata(name)["Requires-Python"] for name in locked if _installed(name)}
+    assert len(wanted) > len(locked) * 0.8, "most of the lock is installed here, or this test says nothing"
+    refusing = {name: python for name, python in wanted.items() if python and not SpecifierSet(python).contains("3.11.2")}
+    assert not refusing, f"{refusing}: lock an older version of these"
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEDGER_FILE', 'WeightsError', 'save_weights', 'read_description', 'read_weights', 'fit_weights', 'weights_line',
-           'fallen_skills', 'promote']
+           'fallen', 'fallen_skills', 'promote']
 
-# %% ../../nbs/lab/weights.ipynb #7ec2b6d8
+# %% ../../nbs/lab/weights.ipynb #d226dd00
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .checkpoint import sync_folder, write_atomically
 from .runs import repo_root
 
-# %% ../../nbs/lab/weights.ipynb #3e630032
+# %% ../../nbs/lab/weights.ipynb #2526979c
 _FORMAT = "compute_layers weights 1"
 _TENSORS_FILE, _CONFIG_FILE = "weights.safetensors", "config.json"
 
@@ -98,7 +98,7 @@ def save_weights(
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
-# %% ../../nbs/lab/weights.ipynb #86c6c2d5
+# %% ../../nbs/lab/weights.ipynb #4d4d93d9
 def read_description(
     folder: Path | str,   # a weights folder
 ) -> dict[str, Any]:      # config.json, checked against its own hash: format, config, parameters, tensors, files, sha256
@@ -188,7 +188,7 @@ def weights_line(
         name = f"{folder.resolve().parent.name}/{name}"
     return f"weights {name}: {content['parameters']:,} parameters, sha256 {content['files'][_TENSORS_FILE]['sha256'][:12]}"
 
-# %% ../../nbs/lab/weights.ipynb #fdd7fde9
+# %% ../../nbs/lab/weights.ipynb #9b852640
 def _run_tool(
     root: Path,
     *command: str,
@@ -205,22 +205,27 @@ def _run_tool(
 LEDGER_FILE = "ledger.json"  # beside some weights: {skill: {"accuracy": 0.99, "low": 0.98, …}}, as `skills.ledger` writes it
 
 
+def fallen(
+    before: dict[str, dict[str, Any]],  # a ledger: {skill: {"accuracy": 0.99, "low": 0.98, …}}
+    after: dict[str, dict[str, Any]],   # a newer one
+) -> list[str]:                         # names, in the order of `before`
+    "Skills of the older ledger that the newer one lacks, or where it lies below the older 95 % interval."
+    return [name for name, old in before.items() if name not in after or after[name]["accuracy"] < old["low"]]
+
+
 def fallen_skills(
     before: Path | str,  # a weights folder
     after: Path | str,   # another
-) -> list[str]:          # "near (97.0 % before, 41.2 % now)"; empty when either has no ledger
-    "Skills of the older ledger that the newer one lacks, or where it lies below the older 95 % interval."
+) -> list[str]:          # "near (97.0 % before, 41.2 % now)"; empty when the older one has no ledger
+    "What `fallen` finds between the ledgers of two weights folders, in words."
     old, new = (Path(folder) / LEDGER_FILE for folder in (before, after))
     if not old.is_file():
         return []
     if not new.is_file():
         return [f"all of them: there is no {LEDGER_FILE} beside the new weights"]
     old, new = (json.loads(path.read_text(encoding="utf8")) for path in (old, new))
-    now = {name: new[name]["accuracy"] if name in new else None for name in old}
-    return [
-        f"{name} ({row['accuracy']:.1%} before, {'not examined' if now[name] is None else format(now[name], '.1%')} now)"
-        for name, row in old.items() if now[name] is None or now[name] < row["low"]
-    ]
+    now = {name: format(row["accuracy"], ".1%") for name, row in new.items()}
+    return [f"{name} ({old[name]['accuracy']:.1%} before, {now.get(name, 'not examined')} now)" for name in fallen(old, new)]
 
 
 def promote(
