@@ -34,7 +34,7 @@ tutorial: $(READY) data ## run nbs/tutorialQA.ipynb as a job (PRESET=cpu) and pr
 
 test: $(READY) data ## run every notebook, then pytest
 	OMP_NUM_THREADS=$(THREADS) $(TIMEOUT) nbdev_test
-	OMP_NUM_THREADS=$(THREADS) SDL_VIDEODRIVER=dummy python -m pytest tests
+	OMP_NUM_THREADS=$(THREADS) SDL_VIDEODRIVER=dummy python -m pytest -n auto --dist loadfile tests
 
 lab: $(READY) data ## open JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. $(LAB_FLAGS)
