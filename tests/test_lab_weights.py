@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from compute_layers.lab.weights import WeightsError, fit_weights, promote, read_description, read_weights, save_weights, weights_line
+from compute_layers.lab.weights import WeightsError, fallen, fit_weights, promote, read_description, read_weights, save_weights, weights_line
 
 
 def make_net() -> nn.Module:
@@ -227,3 +227,9 @@ def test_what_has_forgotten_is_not_promoted_by_accident(checkout, tmp_path):
     better = {"near": {"accuracy": 0.985, "low": 0.98}, "turn": {"accuracy": 0.95, "low": 0.9}, "more": {"accuracy": 0.5, "low": 0.4}}
     promote(weights("better", better), "raised", replace=True, root=checkout, push=False)
     promote(weights("allowed", {}), "raised", replace=True, root=checkout, push=False, forgetting=True)
+
+
+def test_what_was_at_zero_cannot_fall() -> None:
+    "A lower end that rounding left a hair above zero once flagged skills that nobody ever had."
+    assert fallen({"zoom": {"accuracy": 0.0, "low": 1e-19}}, {"zoom": {"accuracy": 0.0}}) == []
+    assert fallen({"zoom": {"accuracy": 0.5, "low": 0.4}}, {"zoom": {"accuracy": 0.39}}) == ["zoom"]

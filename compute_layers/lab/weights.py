@@ -6,7 +6,7 @@
 __all__ = ['LEDGER_FILE', 'WeightsError', 'save_weights', 'read_description', 'read_weights', 'fit_weights', 'weights_line',
            'fallen', 'fallen_skills', 'promote']
 
-# %% ../../nbs/lab/weights.ipynb #d226dd00
+# %% ../../nbs/lab/weights.ipynb #14c19928
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .checkpoint import sync_folder, write_atomically
 from .runs import repo_root
 
-# %% ../../nbs/lab/weights.ipynb #2526979c
+# %% ../../nbs/lab/weights.ipynb #b1b933c2
 _FORMAT = "compute_layers weights 1"
 _TENSORS_FILE, _CONFIG_FILE = "weights.safetensors", "config.json"
 
@@ -98,7 +98,7 @@ def save_weights(
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
-# %% ../../nbs/lab/weights.ipynb #4d4d93d9
+# %% ../../nbs/lab/weights.ipynb #59d43f25
 def read_description(
     folder: Path | str,   # a weights folder
 ) -> dict[str, Any]:      # config.json, checked against its own hash: format, config, parameters, tensors, files, sha256
@@ -188,7 +188,7 @@ def weights_line(
         name = f"{folder.resolve().parent.name}/{name}"
     return f"weights {name}: {content['parameters']:,} parameters, sha256 {content['files'][_TENSORS_FILE]['sha256'][:12]}"
 
-# %% ../../nbs/lab/weights.ipynb #9b852640
+# %% ../../nbs/lab/weights.ipynb #8de8ed07
 def _run_tool(
     root: Path,
     *command: str,
@@ -210,7 +210,7 @@ def fallen(
     after: dict[str, dict[str, Any]],   # a newer one
 ) -> list[str]:                         # names, in the order of `before`
     "Skills of the older ledger that the newer one lacks, or where it lies below the older 95 % interval."
-    return [name for name, old in before.items() if name not in after or after[name]["accuracy"] < old["low"]]
+    return [name for name, old in before.items() if name not in after or after[name]["accuracy"] < old["low"] - 1e-9]
 
 
 def fallen_skills(
