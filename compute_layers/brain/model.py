@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .words import Words, tidy
 from ..game.picture import LINE_WIDTH
-from ..game.world import ACTIONS
+from ..game.world import ACTIONS, LINE_COLOUR
 
 # %% auto #0
 __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'LOCATED', 'PATCH_GEOMETRY', 'POSE_GEOMETRY', 'BrainConfig', 'brain_config',
@@ -192,6 +192,7 @@ def cut_patches(
 # %% ../../nbs/brain/model.ipynb #4088b8c7
 TOOLS = 3  # paint, move, pen; behind them the canvases, newest first
 PEN_POINTS = 4
+_NO_HAND = "this brain was not raised to draw over a canvas (config.edits is False): raise one with nbs/raise.ipynb"
 HAND = 6 + 2 * PEN_POINTS  # move: from x, y; by x, y; m, n (see `move`). Pen: its points in order
 
 
@@ -216,9 +217,8 @@ def move(
 def pen(
     pictures: Tensor,  # (B, 3, S, S) in [0, 1]
     points: Tensor,  # (B, 2 PEN_POINTS) x, y in room sides
-    colour: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Tensor:  # (B, 3, S, S)
-    """The pictures with a line through all points, as wide as the game draws its lines."""
+    """The pictures with a line through all points, as wide and as blue as the game draws its lines."""
     size = pictures.shape[-1]
     points = points.unflatten(-1, (-1, 2)) * size
     start, leg = points[:, :-1], points[:, 1:] - points[:, :-1]  # (B, L, 2) in pixels
@@ -229,12 +229,11 @@ def pen(
     along = ((offset * leg).sum(-1) / leg.square().sum(-1).clamp(min=1e-6)).clamp(0, 1)
     distance = ((offset - along[..., None] * leg).square().sum(-1) + 1e-8).sqrt().amin(1)  # (B, S, S) to the nearest leg
     cover = (LINE_WIDTH * size / 2 + 0.5 - distance).clamp(0, 1)[:, None]
-    return pictures * (1 - cover) + cover * pictures.new_tensor(colour)[:, None, None]
+    return pictures * (1 - cover) + cover * pictures.new_tensor(LINE_COLOUR)[:, None, None] / 255
 
 # %% ../../nbs/brain/model.ipynb #c7be205c
 LOCATED = ("agent", "gold")  # what every patch is asked about
 PATCH_GEOMETRY = len(LOCATED) + 6  # a logit each; agent dx, dy, cos, sin; gold dx, dy inside the patch
-_NO_HAND = "this brain was not raised to draw over a canvas (config.edits is False): raise one with nbs/raise.ipynb"
 POSE_GEOMETRY = 11  # agent x, y, cos, sin; gold x, y; relative x, y; distance; bearing cos, sin
 
 
@@ -250,8 +249,6 @@ def read_landmarks(
     way = F.normalize(offset, dim=-1)
     bearing = torch.stack([(look * way).sum(-1), look[..., 0] * way[..., 1] - look[..., 1] * way[..., 0]], -1)
     return torch.cat([places[:, :, 0], look, places[:, :, 1], offset, offset.norm(dim=-1, keepdim=True), bearing], -1)
-
-
 
 
 class Brain(nn.Module):

@@ -27,7 +27,7 @@ from .skill import Scene, Skill, Task, register
 # %% auto #0
 __all__ = ['SIDE_WALLS', 'PATCH_ERROR', 'PIXELS', 'DEGREES', 'DRAWING_SKILLS', 'DOT_WIDTH', 'DRAWN_MOVES', 'CORNERS', 'ZOOM',
            'WIDE_ZOOM', 'MINIMAL_PAIRS', 'rows_of', 'towards', 'agent_fits', 'first_that', 'blueness', 'worst_patch',
-           'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'moving', 'drawing_pen', 'inner_corners',
+           'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'moving', 'pen_points', 'inner_corners',
            'shortest_way', 'from_rim']
 
 # %% ../../nbs/skills/drawings.ipynb #02815b86
@@ -243,7 +243,7 @@ def moving(
     return scene.tensor(xp.concatenate([centre, target - centre, (xp.cos(turn) / zoom)[:, None], (-xp.sin(turn) / zoom)[:, None]], -1)).float()
 
 
-def drawing_pen(
+def pen_points(
     scene: Scene,
     points: Array,  # (B, P, 2) in order; NaN behind the end
 ) -> Tensor:  # (B, 2 PEN_POINTS)
@@ -347,7 +347,7 @@ def _gold_line(scene: Scene) -> Task:
     known = read(scene.world)
     return Task(
         scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture),
-        sure=scene.tensor(known.distance > REACH + 1.5 / scene.size), pen=drawing_pen(scene, gold_line(scene.world).reshape(-1, 2, 2)),
+        sure=scene.tensor(known.distance > REACH + 1.5 / scene.size), pen=pen_points(scene, gold_line(scene.world).reshape(-1, 2, 2)),
     )
 
 
@@ -358,7 +358,7 @@ def _way(scene: Scene) -> Task:
     known = read(scene.world)
     return Task(
         scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture),
-        sure=scene.tensor(found & (known.distance > REACH + 1.5 / scene.size)), pen=drawing_pen(scene, points),
+        sure=scene.tensor(found & (known.distance > REACH + 1.5 / scene.size)), pen=pen_points(scene, points),
     )
 
 

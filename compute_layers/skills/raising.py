@@ -196,14 +196,11 @@ class RaiseLesson:
             reply = trim(self.book.reply(skill, task, generator))
             logits = brain.read(memory, request[:, None], reply[:, None, :-1])
             return F.cross_entropy(logits.flatten(0, 2), reply.flatten(), ignore_index=0)
-        if not brain.config.edits:  # no tools: everything from memory
-            loss, error = drawing_loss(brain.paint(memory, request), task.picture, task.canvases[:, -1], weight)
-            report.setdefault("drawing_mse", []).append(error)
-            return loss
-        plan = brain.plan(memory, request)
-        loss, error = drawing_loss(brain.paint(memory, request, task.canvases, plan), task.picture, task.canvases[:, -1], weight)
+        plan = brain.plan(memory, request) if brain.config.edits else None  # without tools everything is painted from memory
+        drawn = brain.paint(memory, request, task.canvases if plan else None, plan)
+        loss, error = drawing_loss(drawn, task.picture, task.canvases[:, -1], weight)
         report.setdefault("drawing_mse", []).append(error)
-        return loss + self._guide(plan[0], task, report)
+        return loss + self._guide(plan[0], task, report) if plan else loss
 
     @staticmethod
     def _guide(action: Tensor, task: Task, report: dict) -> Tensor:

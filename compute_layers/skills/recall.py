@@ -13,7 +13,7 @@ import torch
 from ..game.physics import step
 from ..game.picture import path_lines
 from ..game.world import AGENT_RADIUS, BACKWARD, FORWARD, TURN_LEFT, TURN_RIGHT, Array, World
-from .drawings import drawing_pen, requests, rows_of, same_change, same_line
+from .drawings import pen_points, requests, rows_of, same_change, same_line
 from .inquiries import walled
 from .skill import Scene, Skill, Task, register
 
@@ -133,7 +133,7 @@ def _taken(scene: Scene) -> Task:
     long = xp.hypot(legs[..., 0], legs[..., 1]).sum(-1) * scene.size >= 3
     return Task(
         canvases, picture=picture, world=worlds[-1], judge=same_line(picture), sure=_inside(scene, worlds) & scene.tensor(long),
-        pen=drawing_pen(scene, places),
+        pen=pen_points(scene, places),
     )
 
 
