@@ -40,7 +40,7 @@ def outputs(brain):
 
 
 def lesson(brain, names, **options):
-    return FamilyLesson(brain.words, 10, [SKILLS[name] for name in names], seed=3, size=32, own_rooms=4, **options)
+    return FamilyLesson(brain.words, [SKILLS[name] for name in names], seed=3, size=32, own_rooms=4, **options)
 
 
 def test_merged_adapters_say_the_same_under_the_old_names(brain):
