@@ -197,6 +197,31 @@ def test_other_settings_or_another_model_cannot_resume(tmp_path):
         train(make_net(), loss_of, **options(tmp_path))
 
 
+def test_a_run_may_be_shortened_before_its_rate_falls(tmp_path):
+    """Stopped and resumed with another number of steps it ends as a run of that length from the start; later that is refused."""
+
+    def stopped_at(last: int):
+        def loss(model, step):
+            if step == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss_of(model, step)
+        return loss
+
+    rest = {"lr": 1e-2, "warmup": 5, "progress": False}
+    whole = make_net()
+    train(whole, loss_of, steps=60, **rest)
+    short = make_net()
+    with pytest.raises(TrainingStopped):
+        train(short, stopped_at(29), steps=100, checkpoints=tmp_path / "a", **rest)
+    short = make_net()
+    train(short, loss_of, steps=60, checkpoints=tmp_path / "a", resume=True, **rest)
+    assert all(torch.equal(one, other) for one, other in zip(whole.state_dict().values(), short.state_dict().values()))
+    with pytest.raises(TrainingStopped):
+        train(make_net(), stopped_at(69), steps=100, checkpoints=tmp_path / "b", **rest)
+    with pytest.raises(ValueError, match="steps: 100 then, 80 now .and the learning rates up to step 70 differ"):
+        train(make_net(), loss_of, steps=80, checkpoints=tmp_path / "b", resume=True, **rest)
+
+
 def test_frozen_parameters_stay_and_unused_ones_do_no_harm(tmp_path):
     model = make_net()
     model[0].weight.requires_grad_(False)

@@ -6,7 +6,7 @@
 __all__ = ['repo_root', 'papermill_output', 'data_hash', 'describe_device', 'Run', 'claim_folder', 'claim_run_folder', 'new_run',
            'assigned_names', 'ParameterGuard', 'parameter_guard']
 
-# %% ../../nbs/lab/runs.ipynb #d32ef9a9
+# %% ../../nbs/lab/runs.ipynb #18cd495b
 import ast
 import csv
 import difflib
@@ -28,7 +28,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/lab/runs.ipynb #8bda2b74
+# %% ../../nbs/lab/runs.ipynb #54615d53
 def _is_root(folder: Path) -> bool:
     "Is this the root of a checkout of this project?"
     settings = folder / "settings.ini"
@@ -47,7 +47,7 @@ def repo_root(
             return folder
     raise FileNotFoundError(f"no checkout of compute_layers (a folder with its settings.ini) at or above {here}")
 
-# %% ../../nbs/lab/runs.ipynb #132213f9
+# %% ../../nbs/lab/runs.ipynb #e404d56b
 def _parent_command() -> list[str]:
     "The command line of the process that started this one; empty when it cannot be read."
     parent = os.getppid()
@@ -100,7 +100,7 @@ def papermill_output() -> Path | None: # absolute; None when this is not a paper
         return None
     return (_parent_folder(use_start=bool(options.get("cwd"))) / output).resolve()
 
-# %% ../../nbs/lab/runs.ipynb #81f7a177
+# %% ../../nbs/lab/runs.ipynb #f421ae4c
 _PACKAGES = ("compute_layers", "torch", "numpy", "numba", "gymnasium", "safetensors", "tokenizers", "papermill")
 
 
@@ -162,7 +162,7 @@ def _command(root: Path) -> str:
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
-# %% ../../nbs/lab/runs.ipynb #98499e40
+# %% ../../nbs/lab/runs.ipynb #92e09ab9
 @dataclass
 class Run:
     "One run and its folder. Make it with `new_run`."
@@ -340,15 +340,16 @@ def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Pat
     record = json.loads(path.read_text(encoding="utf8"))
     old = record["parameters"]
     differences = [f"{key}: {old.get(key)!r} then, {parameters.get(key)!r} now" for key in sorted(old.keys() | parameters.keys())
-                   if key != "resume" and old.get(key) != parameters.get(key)]
+                   if key not in ("resume", "steps") and old.get(key) != parameters.get(key)]  # `train` judges whether the length may change
     if differences:
         raise ValueError(f"{folder} is a run with other parameters and cannot be resumed: " + "; ".join(differences))
     commit = _git(home, "rev-parse", "HEAD")
-    record.setdefault("resumed", []).append({"at": _now(), "command": _command(home), "commit": commit.strip() if commit else None})
-    _write_json(path, record | {"ended": None})
+    changed = {"steps": [old["steps"], parameters["steps"]]} if old.get("steps") != parameters.get("steps") else {}
+    record.setdefault("resumed", []).append({"at": _now(), "command": _command(home), "commit": commit.strip() if commit else None, **changed})
+    _write_json(path, record | {"ended": None, "parameters": parameters})
     return Run(folder, name, parameters, resumed=True)
 
-# %% ../../nbs/lab/runs.ipynb #19df1ce8
+# %% ../../nbs/lab/runs.ipynb #d6dc7422
 def assigned_names(
     source: str, # Python, perhaps with IPython's % and ! lines
 ) -> dict[str, Any]: # name -> its value when that is a literal, else `...`

@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train']
 
-# %% ../../nbs/lab/train.ipynb #d65d3b5f
+# %% ../../nbs/lab/train.ipynb #3d449b1c
 import contextlib
 import io
 import math
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compute_layers.lab.checkpoint import (
+    DiskFull,
+    Keep,
     Checkpoint,
     CheckpointError,
     checkpoint_files,
@@ -36,7 +38,7 @@ from compute_layers.lab.checkpoint import (
     set_rng_state,
 )
 
-# %% ../../nbs/lab/train.ipynb #f7edd3dc
+# %% ../../nbs/lab/train.ipynb #196b9a17
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -51,7 +53,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #58ae7ae4
+# %% ../../nbs/lab/train.ipynb #fd3d7543
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,7 +88,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #9ff703d1
+# %% ../../nbs/lab/train.ipynb #6bc7ffb8
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -123,7 +125,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #2c1a29de
+# %% ../../nbs/lab/train.ipynb #e0a05931
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -139,7 +141,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #dee4f654
+# %% ../../nbs/lab/train.ipynb #be0d805b
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -208,7 +210,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #f7eaa384
+# %% ../../nbs/lab/train.ipynb #b9539de3
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -232,7 +234,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #499acbf3
+# %% ../../nbs/lab/train.ipynb #50f30c2c
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -253,7 +255,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #67caa373
+# %% ../../nbs/lab/train.ipynb #d001765b
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -282,7 +284,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #c65c649d
+# %% ../../nbs/lab/train.ipynb #f52d481c
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -301,7 +303,8 @@ def train(
     precision: str = "auto",                   # "fp32", "bf16" (autocast) or "auto": bf16 where the hardware has it
     checkpoints: Path | str | None = None,     # folder; None keeps no checkpoints
     checkpoint_every: int = 500,               # steps
-    keep: int = 2,                             # newest checkpoints that stay
+    keep: int | Keep = 2,                      # which checkpoints stay; a number: the newest so many
+    best: str | None = None,                   # the number in a row that scores a checkpoint for `Keep.best`; "-loss": lower is better
     resume: bool = False,                      # go on from the newest checkpoint, or start when there is none
     settings: dict[str, Any] | None = None,    # anything else that must agree on resume (batch size, data seed); JSON
     progress: bool = True,                     # a live bar
@@ -317,8 +320,9 @@ def train(
     The caller's random state, thread count, signal handlers and the model's train/eval mode are put back at the end.
 
     Raises `TrainingDiverged` when a loss, gradient or weight is not finite, `TrainingStopped` after SIGTERM or Ctrl-C (with a
-    checkpoint written), FileExistsError when `checkpoints` holds an earlier run and `resume` is False, and ValueError when a
-    run cannot be resumed with these settings; the message says which differ.
+    checkpoint written) and before the disk is full, FileExistsError when `checkpoints` holds an earlier run and `resume` is False, and ValueError when a
+    run cannot be resumed with these settings; the message says which differ. Only `steps` may be another number, as long as the
+    learning rate up to the checkpoint would have been the same: a run that must end sooner, or may go on for longer.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -347,11 +351,21 @@ def train(
     torch.set_num_threads(threads or default_threads(device))
     try:
         with _stop_requests() as stop:
-            return _train(model, loss_fn, config, device, folder, checkpoint_every, keep, saved, progress, log_every, on_log, stop)
+            return _train(model, loss_fn, config, device, folder, checkpoint_every, keep, best, saved, progress, log_every, on_log, stop)
     finally:
         model.train(was_training)
         torch.set_num_threads(old_threads)
         set_rng_state(*outer_random)
+
+
+def _same_until(
+    step: int,              # steps done
+    was: dict[str, Any],    # settings of a run
+    now: dict[str, Any],    # settings of one that differs in `steps`
+) -> bool:
+    "Would both have had the same learning rates so far?"
+    plans = [(run["steps"], run["lr"], run["warmup"], run["decay"]) for run in (was, now)]
+    return step <= now["steps"] and all(learning_rate(done, *plans[0]) == learning_rate(done, *plans[1]) for done in range(step))
 
 
 def _refuse_other_run(
@@ -359,9 +373,13 @@ def _refuse_other_run(
     config: dict[str, Any],  # of the run that wants to go on
     model: nn.Module,
 ) -> None:
-    "Raise ValueError, naming every difference, unless the checkpoint belongs to this model and these settings."
+    "Raise ValueError, naming every difference, unless the checkpoint belongs to this model and these settings, or to a run of another length up to here."
     was = saved.state["config"]
     differences = [f"{key}: {was.get(key)!r} then, {config[key]!r} now" for key in config if was.get(key) != config[key]]
+    if not _same_until(saved.step, was, config):
+        differences = [f"{said} (and the learning rates up to step {saved.step} differ)" if said.startswith("steps:") else said for said in differences]
+    else:
+        differences = [said for said in differences if not said.startswith("steps:")]
     shapes_then = {name[6:]: tuple(value.shape) for name, value in saved.tensors.items() if name.startswith("model/")}
     shapes_now = {name: tuple(value.shape) for name, value in _plain(model).state_dict().items()}
     for name in sorted(shapes_then.keys() | shapes_now.keys()):
@@ -375,7 +393,7 @@ def _refuse_other_run(
 
 def _train(
     model: nn.Module, loss_fn: Callable, config: dict[str, Any], device: torch.device, folder: Path | None, checkpoint_every: int,
-    keep: int, saved: Checkpoint | None, progress: bool, log_every: int, on_log: Callable | None, stop: dict[str, int],
+    keep: int | Keep, best: str | None, saved: Checkpoint | None, progress: bool, log_every: int, on_log: Callable | None, stop: dict[str, int],
 ) -> History:
     "The loop itself; `train` has checked the arguments and cleans up after it."
     steps, clip, ema_decay = config["steps"], config["clip"], config["ema"]
@@ -413,7 +431,13 @@ def _train(
         numbers = {key: value for key, value in totals.sums.items() if not isinstance(value, Tensor)}
         state = {"config": config, "rows": history.rows, "rng": random_state, "seconds": seconds_before + time.perf_counter() - began,
                  "totals": {"counts": totals.counts, "numbers": numbers}, "torch": torch.__version__, "device": str(device)}
-        history.checkpoint = save_checkpoint(folder, done, tensors | random_tensors, state, keep)
+        score = history.rows[-1].get(best.removeprefix("-")) if best and history.rows else None
+        score = -score if score is not None and best.startswith("-") else score
+        try:
+            history.checkpoint = save_checkpoint(folder, done, tensors | random_tensors, state, keep, score)
+        except DiskFull as error:
+            kept = f"the newest checkpoint is {history.checkpoint}" if history.checkpoint else "there is no checkpoint"
+            raise TrainingStopped(f"stopped after step {done} of {steps}: {error}; {kept}", done, history.checkpoint) from error
 
     with _progress_bar(steps, start, progress) as bar:
         for step in range(start, steps):
