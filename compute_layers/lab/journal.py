@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'JournalError', 'Entry', 'read_entry', 'flat_metrics', 'new_entry', 'close_entry', 'entry_faults',
-           'read_journal', 'check_journal', 'index_journal']
+           'read_journal', 'check_journal', 'predictions', 'brier_score', 'plot_calibration', 'index_journal']
 
-# %% ../../nbs/lab/journal.ipynb #12f7fa81
+# %% ../../nbs/lab/journal.ipynb #197e9a2a
 import json
 import re
 import shutil
@@ -17,7 +17,7 @@ from typing import Any
 
 from .runs import repo_root
 
-# %% ../../nbs/lab/journal.ipynb #03f29506
+# %% ../../nbs/lab/journal.ipynb #dbb1addb
 VERDICTS = ("open", "confirmed", "refuted", "mixed")
 _FIELDS = ("question", "prediction", "probability", "command", "commit", "data", "seeds", "device", "result", "metrics", "verdict", "negative")
 _FILE_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-([a-z0-9]+(?:-[a-z0-9]+)*)\.md")
@@ -70,7 +70,7 @@ def _write_entry(entry: Entry) -> None:
     head = "\n".join(f"{key}: {json.dumps(entry.fields[key], ensure_ascii=False)}" for key in keys)
     entry.path.write_text(f"---\n{head}\n---\n\n{entry.body.strip()}\n", encoding="utf8")
 
-# %% ../../nbs/lab/journal.ipynb #00206ea1
+# %% ../../nbs/lab/journal.ipynb #23341efa
 def flat_metrics(
     metrics: Any,        # the contents of a metrics.json
     prefix: str = "",    # of the keys
@@ -191,7 +191,7 @@ def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None, m
         entry.body = entry.body.replace(f"# {entry.title}", f"# {entry.title} (negative)", 1)
         entry.title += " (negative)"
 
-# %% ../../nbs/lab/journal.ipynb #8844265e
+# %% ../../nbs/lab/journal.ipynb #5c6f9d50
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(rf"([A-Za-z_][\w./-]*)\s*=\s*({_NUMBER})(%?)")
 
@@ -279,7 +279,49 @@ def check_journal(
         raise JournalError("\n".join(faults))
     return len(entries)
 
-# %% ../../nbs/lab/journal.ipynb #8e3a1017
+# %% ../../nbs/lab/journal.ipynb #62180ec3
+_PICTURE = "calibration.svg"  # in journal/, beside README.md
+
+
+def predictions(
+    entries: list[Entry],           # as `read_journal` gives them
+) -> list[tuple[float, bool]]:      # (probability, did it come true?) of all that were confirmed or refuted
+    "What was foretold and has been decided. A mixed verdict decides nothing."
+    return [(float(entry.fields["probability"]), entry.fields["verdict"] == "confirmed") for entry in entries
+            if entry.fields.get("verdict") in ("confirmed", "refuted") and not _prediction_faults(entry.fields)]
+
+
+def brier_score(
+    decided: list[tuple[float, bool]],  # as `predictions` gives them; at least one
+) -> float:                             # 0: always sure and right; 0.25: a coin's; 1: always sure and wrong
+    "Mean squared distance between probability and outcome (Brier 1950)."
+    if not decided:
+        raise ValueError("there is no decided prediction yet, so no Brier score")
+    return sum((probability - came_true) ** 2 for probability, came_true in decided) / len(decided)
+
+
+def plot_calibration(
+    decided: list[tuple[float, bool]],  # as `predictions` gives them
+    bins: int = 5,                      # of equal width
+):
+    "Stated probability against what came true, one point for each bin, as large as it is full. Returns a matplotlib figure."
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 3.2), layout="tight")
+    axis = figure.add_subplot()
+    axis.plot([0, 1], [0, 1], color="lightgray", lw=1)
+    for k in range(bins):
+        inside = [(p, came) for p, came in decided if k / bins <= p < (k + 1) / bins or (p == 1 and k == bins - 1)]
+        if inside:
+            x, y = sum(p for p, _ in inside) / len(inside), sum(came for _, came in inside) / len(inside)
+            axis.scatter(x, y, s=30 * len(inside), color="tab:blue")
+            axis.annotate(f"{len(inside)}", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xlabel="stated probability", ylabel="share that came true")
+    if decided:
+        axis.set_title(f"{len(decided)} predictions, Brier score {brier_score(decided):.3f}", fontsize=9)
+    return figure
+
+
 def _index(entries: list[Entry]) -> str:
     "The text of journal/README.md."
     rows = []
@@ -287,10 +329,9 @@ def _index(entries: list[Entry]) -> str:
         cells = [entry.day, f"[{entry.title}]({entry.path.name})", entry.fields.get("prediction"), entry.fields.get("probability"),
                  entry.fields.get("verdict"), entry.fields.get("result")]
         rows.append("| " + " | ".join(str("" if cell is None else cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    closed = [(entry.fields["probability"], entry.fields["verdict"] == "confirmed") for entry in entries
-              if entry.fields.get("verdict") in ("confirmed", "refuted") and not _prediction_faults(entry.fields)]
-    score = f"Brier score of {len(closed)} predictions that were confirmed or refuted: " \
-            f"{sum((probability - came_true) ** 2 for probability, came_true in closed) / len(closed):.3f} (0.25 is a coin's).\n\n" if closed else ""
+    decided = predictions(entries)
+    score = f"Brier score of {len(decided)} predictions that were confirmed or refuted: {brier_score(decided):.3f} (0.25 is a coin's).\n\n" \
+            f"![what was foretold and what came true]({_PICTURE})\n\n" if decided else ""
     return ("# Journal\n\nExperiments, newest first. The prediction was written before the run; every number is backed by a file in "
             "[metrics/](metrics/).\nMade by `compute_layers journal index`; the entries are the source.\n\n" + score +
             "| date | entry | prediction | p | verdict | result |\n|---|---|---|---|---|---|\n" + "".join(row + "\n" for row in rows))
@@ -299,8 +340,14 @@ def _index(entries: list[Entry]) -> str:
 def index_journal(
     root: Path | str | None = None, # the checkout; default: `repo_root()`
 ) -> Path:                          # journal/README.md
-    "Write the table of all entries."
+    "Write the table of all entries, and the picture of how well they were foretold."
     path = (Path(root) if root is not None else repo_root()) / "journal" / "README.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(_index(read_journal(root)), encoding="utf8")
+    entries = read_journal(root)
+    path.write_text(_index(entries), encoding="utf8")
+    if decided := predictions(entries):
+        from matplotlib import rc_context
+
+        with rc_context({"svg.hashsalt": "journal"}):  # the same predictions give the same file
+            plot_calibration(decided).savefig(path.with_name(_PICTURE), metadata={"Date": None})
     return path

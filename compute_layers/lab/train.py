@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
-           'make_optimizer', 'train']
+           'make_optimizer', 'train', 'FolderBusy']
 
-# %% ../../nbs/lab/train.ipynb #3d449b1c
+# %% ../../nbs/lab/train.ipynb #ebacd9c6
 import contextlib
 import io
 import math
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compute_layers.lab.checkpoint import (
-    DiskFull,
-    Keep,
     Checkpoint,
     CheckpointError,
+    DiskFull,
+    Keep,
     checkpoint_files,
     latest_checkpoint,
     rng_state,
@@ -38,7 +38,7 @@ from compute_layers.lab.checkpoint import (
     set_rng_state,
 )
 
-# %% ../../nbs/lab/train.ipynb #196b9a17
+# %% ../../nbs/lab/train.ipynb #515dca8d
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -53,7 +53,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #fd3d7543
+# %% ../../nbs/lab/train.ipynb #a3d66656
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -88,7 +88,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #6bc7ffb8
+# %% ../../nbs/lab/train.ipynb #56040879
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -125,7 +125,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #e0a05931
+# %% ../../nbs/lab/train.ipynb #510a401c
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -141,7 +141,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #be0d805b
+# %% ../../nbs/lab/train.ipynb #fe05c019
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -210,7 +210,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #b9539de3
+# %% ../../nbs/lab/train.ipynb #0c8481f6
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -234,7 +234,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #50f30c2c
+# %% ../../nbs/lab/train.ipynb #3832c37b
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -255,7 +255,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #d001765b
+# %% ../../nbs/lab/train.ipynb #ef605954
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -284,7 +284,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #f52d481c
+# %% ../../nbs/lab/train.ipynb #8550dcd0
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -320,7 +320,7 @@ def train(
     The caller's random state, thread count, signal handlers and the model's train/eval mode are put back at the end.
 
     Raises `TrainingDiverged` when a loss, gradient or weight is not finite, `TrainingStopped` after SIGTERM or Ctrl-C (with a
-    checkpoint written) and before the disk is full, FileExistsError when `checkpoints` holds an earlier run and `resume` is False, and ValueError when a
+    checkpoint written) and before the disk is full, `FolderBusy` when another process trains there, FileExistsError when `checkpoints` holds an earlier run and `resume` is False, and ValueError when a
     run cannot be resumed with these settings; the message says which differ. Only `steps` may be another number, as long as the
     learning rate up to the checkpoint would have been the same: a run that must end sooner, or may go on for longer.
     """
@@ -337,25 +337,52 @@ def train(
     config = dict(steps=steps, lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, betas=list(betas), clip=clip, ema=ema,
                   seed=seed, precision=precision, settings=settings or {})
 
-    saved: Checkpoint | None = None
-    if folder is not None and checkpoint_files(folder):
-        if not resume:
-            raise FileExistsError(f"{folder} holds the checkpoints of an earlier run: give resume=True to go on with it, or another folder")
-        saved = latest_checkpoint(folder)
-        if saved is None:
-            raise CheckpointError(f"{folder}: none of its {len(checkpoint_files(folder))} checkpoints can be read; give another folder to start again")
-        _refuse_other_run(saved, config, model)
-
-    model.to(device)
     was_training, old_threads, outer_random = model.training, torch.get_num_threads(), rng_state()
-    torch.set_num_threads(threads or default_threads(device))
     try:
-        with _stop_requests() as stop:
+        with _alone_in(folder), _stop_requests() as stop:
+            saved: Checkpoint | None = None
+            if folder is not None and checkpoint_files(folder):
+                if not resume:
+                    raise FileExistsError(f"{folder} holds the checkpoints of an earlier run: give resume=True to go on with it, or another folder")
+                saved = latest_checkpoint(folder)
+                if saved is None:
+                    raise CheckpointError(f"{folder}: none of its {len(checkpoint_files(folder))} checkpoints can be read; give another folder to start again")
+                _refuse_other_run(saved, config, model)
+            model.to(device)
+            torch.set_num_threads(threads or default_threads(device))
             return _train(model, loss_fn, config, device, folder, checkpoint_every, keep, best, saved, progress, log_every, on_log, stop)
     finally:
         model.train(was_training)
         torch.set_num_threads(old_threads)
         set_rng_state(*outer_random)
+
+
+class FolderBusy(RuntimeError):
+    "Another process trains in this checkpoint folder. The message names it."
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path | None) -> Iterator[None]:
+    "Hold the folder's lock; FolderBusy when somebody else does. The system lets go of it when a process dies, however it dies."
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        fcntl = None
+    if folder is None or fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise FolderBusy(f"{folder}: process {lock.read().strip() or 'unknown'} trains here already; give another folder, or stop that one first") from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def _same_until(
