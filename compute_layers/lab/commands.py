@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #75b338f3
+# %% ../../nbs/lab/commands.ipynb #d1bf80ef
 import argparse
 import difflib
 import json
@@ -23,7 +23,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #40f748d0
+# %% ../../nbs/lab/commands.ipynb #6793c8a1
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -53,7 +53,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #bbb4cb33
+# %% ../../nbs/lab/commands.ipynb #ce6be285
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -148,7 +148,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #8457f718
+# %% ../../nbs/lab/commands.ipynb #9d062044
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -180,6 +180,7 @@ def run_notebook(
     name: str | None = None,                            # of the run; default: the notebook's
     resume: Path | str | None = None,                   # go on in this run folder, with its parameters
     html: bool = True,                                  # also write the report as a web page
+    into: Path | str | None = None,                     # a folder that was claimed for this run already
 ) -> int:                                               # exit status: 0, papermill's, or 128 + the signal
     "Execute a notebook as a run: its own folder in runs/, the log beside it, accuracies and the report's path at the end."
     notebook = Path(notebook).resolve()
@@ -199,7 +200,7 @@ def run_notebook(
         command += ["-y", json.dumps({key: value for key, value in old.items() if key in known})]
         environment["COMPUTE_LAYERS_RESUME"] = "1"
     else:
-        folder = claim_run_folder(name or notebook.stem, root)
+        folder = Path(into).resolve() if into is not None else claim_run_folder(name or notebook.stem, root)
     report = folder / notebook.name
     number = 1
     while report.exists():  # an earlier part of a resumed run keeps its notebook
@@ -233,7 +234,7 @@ def run_notebook(
     print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #2a512987
+# %% ../../nbs/lab/commands.ipynb #cd119e07
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")
@@ -272,6 +273,24 @@ def _parser() -> argparse.ArgumentParser:
     trash.add_parser("list", help="what lies there")
     trash.add_parser("restore", help="put something back where it was").add_argument("name")
     trash.add_parser("empty", help="delete for good what has lain there for 30 days")
+
+    job = commands.add_parser("job", help="queue notebooks, and watch over them").add_subparsers(dest="action", required=True, metavar="ACTION")
+    submit = job.add_parser("run", help="queue a notebook, and start a worker if there is none")
+    submit.add_argument("notebook", type=Path)
+    submit.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebook")
+    submit.add_argument("--device", default="any", help="any, gpu or cpu: where it may run")
+    submit.add_argument("--memory", type=int, default=0, metavar="MIB", help="of a GPU that must be free")
+    submit.add_argument("--no-worker", action="store_true", help="only queue it")
+    for action, said in (("list", "all jobs, with live progress"), ("queue", "those that wait or run")):
+        job.add_parser(action, help=said).add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    logs = job.add_parser("logs", help="what a job printed")
+    logs.add_argument("-f", "--follow", action="store_true", help="and go on until it is over")
+    for parser_of in (logs, *(job.add_parser(action, help=said) for action, said in (
+        ("stop", "finish the step, write a checkpoint, stop"), ("resume", "go on from the newest checkpoint"), ("retry", "begin again in a new folder")))):
+        parser_of.add_argument("job", type=int)
+    work = job.add_parser("work", help="be the worker of this queue (job run starts one)")
+    work.add_argument("--until-empty", action="store_true", help="end when nothing waits or runs")
+    work.add_argument("--cpu-slots", type=int, default=1, help="jobs at a time on the CPU")
 
     journal = commands.add_parser("journal", help="open, close, check and list experiments").add_subparsers(dest="action", required=True, metavar="ACTION")
     new = journal.add_parser("new", help="open an entry: a prediction, or a run that is done")
@@ -368,7 +387,41 @@ def _throw_away(options: argparse.Namespace) -> int:
     return 0
 
 
-_BOOKS = {"runs": _list_runs, "compare": _compare_runs, "page": _write_pages, "doctor": _examine, "discard": _throw_away, "trash": _throw_away}
+def _jobs(options: argparse.Namespace) -> int:
+    "Everything about jobs."
+    from compute_layers.lab.jobs import Queue, Worker, follow, progress_of, worker_is_there
+
+    queue = Queue()
+    if options.action == "run":
+        pairs = [tuple(part.split("=", 1)) for part in options.parameters]
+        if wrong := [part for part, pair in zip(options.parameters, pairs) if len(pair) != 2]:
+            raise CommandError(f"a parameter is NAME=VALUE, got {wrong[0]!r}")
+        number = queue.add(Path(options.notebook).resolve(), pairs, options.device, options.memory)
+        print(f"job {number} is queued; `compute_layers job list` shows it")
+        if not options.no_worker and not worker_is_there(queue):
+            with open(queue.path.with_name("worker.log"), "ab") as log:  # it lives on when this terminal is closed
+                subprocess.Popen([sys.executable, "-c", "import sys; from compute_layers.lab.commands import main; sys.exit(main(['job', 'work', '--until-empty']))"],
+                                 cwd=queue.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    elif options.action in ("list", "queue"):
+        jobs = queue.jobs() if options.action == "list" else queue.jobs("queued", "running", "stopping")
+        if options.json:
+            print(json.dumps([{**vars(job), "progress": progress_of(job, queue.root)} for job in jobs], indent=1))
+        else:
+            for job in jobs:
+                print(f"{job.id:4d}  {job.state:8s}  {job.slot or '–':6.12s}  {job.notebook}  {' '.join('='.join(pair) for pair in job.parameters)}  {progress_of(job, queue.root)}")
+            if any(job.state in ("queued", "running") for job in jobs) and not worker_is_there(queue):
+                print("no worker is there: `compute_layers job work` starts one", file=sys.stderr)
+    elif options.action == "logs":
+        for text in follow(queue, options.job, options.follow):
+            print(text, end="", flush=True)
+    elif options.action == "work":
+        Worker(queue, cpu_slots=options.cpu_slots).work(options.until_empty)
+    else:
+        getattr(queue, options.action)(options.job)
+    return 0
+
+
+_BOOKS = {"job": _jobs, "runs": _list_runs, "compare": _compare_runs, "page": _write_pages, "doctor": _examine, "discard": _throw_away, "trash": _throw_away}
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -1,0 +1,97 @@
+"""Jobs on real processes: a queue, a worker that is killed, a job that is stopped and goes on, and nothing left behind."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from compute_layers.lab.commands import main
+from compute_layers.lab.jobs import Gpu, Queue, Worker
+from test_lab_runs import GUARD, PARAMETERS, RUN, TRAIN, cli, home, write_notebook  # noqa: F401  (home is a fixture)
+
+
+def until(condition, seconds: float = 90) -> None:
+    """Wait for something, not for ever."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def queue(home):  # noqa: F811
+    pytest.importorskip("papermill")
+    write_notebook(home / "nbs" / "demo.ipynb", GUARD, PARAMETERS, RUN, TRAIN)
+    queue = Queue(home)
+    yield queue
+    for job in queue.jobs("running", "stopping"):
+        os.killpg(job.pid, signal.SIGKILL)
+
+
+def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F811
+    """The whole way: queued, its worker killed, stopped by a new one, resumed, done; and no process stays."""
+    psutil = pytest.importorskip("psutil")
+    assert main(["job", "run", "nbs/demo.ipynb", "-p", "steps=400", "--device", "cpu", "--no-worker"]) == 0
+    worker = cli("job", "work")
+    until(lambda: queue.job(1).folder and list((home / queue.job(1).folder).glob("checkpoints/*.safetensors")))
+    worker.kill()
+    worker.communicate()
+    pid, folder = queue.job(1).pid, home / queue.job(1).folder
+    family = [process.pid for process in psutil.Process(pid).children(recursive=True)] + [pid]
+    assert queue.job(1).state == "running" and psutil.pid_exists(pid)  # it does not need its worker
+    second = Worker(queue)  # a new one finds it
+    assert second.look() == [] and queue.job(1).pid == pid
+    main(["job", "list"])
+    assert "running" in (shown := capsys.readouterr().out) and "steps=400" in shown
+
+    queue.stop(1)
+    until(lambda: second.look() is not None and queue.job(1).state == "stopped")
+    until(lambda: not [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE], 30)
+    done = max(int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("*.safetensors"))
+    assert 0 < done < 400 and "TrainingStopped" in (folder / "demo.ipynb").read_text()
+
+    assert main(["job", "resume", "1"]) == 0
+    second.work(until_empty=True, every=0.1)
+    assert queue.job(1).state == "done", queue.job(1)
+    assert json.loads((folder / "metrics.json").read_text())["resumed_from"] == done
+    main(["job", "logs", "1"])
+    assert "Executing" in capsys.readouterr().out
+    assert [path.name for path in home.glob("runs/*") if path.is_dir()] == [folder.name]
+
+
+def test_a_notebook_that_fails_and_mistakes(queue, home, capsys):  # noqa: F811
+    """A failing notebook is failed, with its folder named; mistakes are one line."""
+    write_notebook(home / "nbs" / "bad.ipynb", "x = 1", "steps = 1", "raise KeyError('a reason')")
+    number = queue.add("nbs/bad.ipynb", device="cpu")
+    Worker(queue).work(until_empty=True, every=0.1)
+    assert queue.job(number).state == "failed" and "status" in queue.job(number).message
+    assert "a reason" in (home / queue.job(number).folder / "job.log").read_text()
+    for arguments, said in ((["job", "run", "nbs/demo.ipynb", "-p", "steps"], "NAME=VALUE"), (["job", "run", "nbs/none.ipynb"], "no such notebook"),
+                            (["job", "stop", "7"], "no job 7"), (["job", "run", "nbs/demo.ipynb", "-p", "stesp=1"], "did you mean 'steps'")):
+        assert main(arguments) == 1
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_many_writers_lose_nothing(queue, home):  # noqa: F811
+    """Six processes add and stop jobs at once; every change is there."""
+    code = ("import sys; from compute_layers.lab.jobs import Queue\nqueue = Queue(sys.argv[1])\n"
+            "for _ in range(10):\n    number = queue.add('nbs/demo.ipynb', [('steps', '5')])\n    queue.stop(number)\n")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(home)]) for _ in range(6)]
+    assert [writer.wait() for writer in writers] == [0] * 6
+    assert len(queue.jobs()) == 60 and {job.state for job in queue.jobs()} == {"stopped"}
+    assert len({job.id for job in queue.jobs()}) == 60
+
+
+def test_memory_is_looked_at_before_a_job_starts(queue):
+    """A GPU that is too full waits; "any" does not go to the CPU while some GPU is large enough for it."""
+    cards = [Gpu("A", 1_000, 80_000, 40)]
+    worker = Worker(queue, lambda: cards, command=lambda job: [sys.executable, "-c", "import time; time.sleep(30)"])
+    number = queue.add("nbs/demo.ipynb", memory=20_000)
+    assert worker.look() == [] and queue.job(number).state == "queued"
+    cards[0] = Gpu("A", 79_000, 80_000, 40)
+    assert "on A" in worker.look()[0]
+    queue.stop(number)
+    until(lambda: worker.look() is not None and queue.job(number).state == "stopped", 20)
