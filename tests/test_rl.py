@@ -15,7 +15,7 @@ from compute_layers.rl.eyes import Eyes, Through
 from compute_layers.rl.grpo import GRPOConfig, grpo
 from compute_layers.rl.imitation import ImitationConfig, imitate
 from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
-from compute_layers.rl.ppo import PPOConfig, TrainingWarning, ppo
+from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
 from compute_layers.rl.rollout import STAGES, Act, Episodes, Rollout, Rooms, collect
 
 
@@ -140,19 +140,17 @@ def test_an_entropy_that_collapses_is_named():
     assert "entropy has collapsed" in said and "raise entropy_weight" in said
 
 
-class Rich(Rooms):
-    "Rooms in which, from some moment on, gold is worth a fortune."
-    count = 0
-
-    def step(self, actions):
-        self.count += 1
-        outcome = super().step(actions)
-        return outcome._replace(rewards=outcome.rewards * (1000 if self.count > 200 else 1))
-
-
 def test_a_value_loss_that_diverges_is_named():
-    said = what_is_said(PPOConfig(frames=30_000), Rich(64, replace(STAGES["near"], max_offset=0.15)))
-    assert "value loss diverges" in said and "scale the rewards" in said
+    said = what_is_said(PPOConfig(frames=10_000, lr=1.0, anneal=False, grad_clip=None), Rooms(64, replace(STAGES["near"], max_offset=0.15)))
+    assert "value loss diverges" in said and "set grad_clip" in said
+
+
+def test_a_value_loss_that_grows_with_the_returns_is_healthy():
+    watchman = Watchman(actions=2)
+    for k in range(40):  # CartPole: the better it plays, the larger both are
+        row = dict(frames=k, entropy=0.6, approx_kl=0.01, value_loss=0.05 * 1.2**k, **{"return": 10.0 + 5 * k})
+        assert watchman.look(row) == []
+    assert "diverges" in watchman.look({**row, "value_loss": 1e6})[0]
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------------
