@@ -1,0 +1,227 @@
+"""Reinforcement learning: memory, going on where it was, the watchman, and what is refused."""
+
+import resource
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from compute_layers.game import levels, picture
+from compute_layers.lab.weights import WeightsError
+from compute_layers.rl.evaluate import film, interquartile_mean, median_room, play, save_film
+from compute_layers.rl.eyes import Eyes, Through
+from compute_layers.rl.grpo import GRPOConfig, grpo
+from compute_layers.rl.imitation import ImitationConfig, imitate
+from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
+from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
+from compute_layers.rl.rollout import STAGES, Act, Episodes, Rollout, Rooms, collect
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Small products are fastest on one."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def uniform(observations):
+    "Plays at random and values nothing."
+    return Act(torch.zeros(len(observations), 5), torch.zeros(len(observations)))
+
+
+# -- rollouts -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_over_a_thousand_updates():
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig("ego", 16, channels=(2, 2), looked=4))
+    config = PPOConfig(frames=1100 * 16 * 2, steps=2, minibatch=32, epochs=1)
+    # what is counted: the largest memory so far, in KiB. Pictures of 1,000 updates would be 25 MB, their graphs far more.
+    for update, _ in enumerate(ppo(Rooms(16, replace(STAGES["near"], steps=8), obs="ego", size=16), policy, config)):
+        if update == 99:
+            early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert update == 1099
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early < 8 * 1024
+
+
+def test_a_room_ends_in_one_way_and_begins_again():
+    rooms, episodes = Rooms(200, replace(STAGES["near"], max_offset=0.15, steps=6), seed=4), Episodes.of(200)
+    rollout = collect(rooms, uniform, Rollout.allocate(24, rooms.observe()), torch.Generator().manual_seed(0), episodes)
+    assert not (rollout.terminated & rollout.truncated).any() and rollout.terminated.any() and rollout.truncated.any()
+    assert torch.equal(rollout.rewards > 0, rollout.terminated)  # one piece of gold: eating it is the end
+    ended = episodes.take()
+    assert ended["episodes"] == int(rollout.done.sum()) and ended["length"] <= 6
+    lengths = rollout.done.int().cumsum(0)
+    assert lengths.max() >= 4  # a room that truncates every 6 steps has begun again
+
+
+def test_gold_on_the_last_step_is_an_end_and_not_a_time_out():
+    stage = replace(STAGES["near"], steps=1)
+    rooms = Rooms(1, stage)
+    rooms.enter(levels.bare(0, 1))
+    rooms.world.gold[0, 0] = rooms.world.agent[0] + 0.07 * np.array([np.cos(rooms.world.heading[0]), np.sin(rooms.world.heading[0])])
+    outcome = rooms.step(np.array([1]))
+    assert outcome.terminated[0] and not outcome.truncated[0] and outcome.rewards[0] == 1 and not len(outcome.cut)
+
+
+def test_no_room_is_played_twice_and_none_is_of_the_examination():
+    rooms, seen = Rooms(16, seed=11), set()
+    for _ in range(64):
+        rooms.step(np.zeros(16, int))
+        seen |= {tuple(place) for place in rooms.world.gold[:, 0]}
+    assert len(seen) == 16 * 3
+    for seed in (-1, levels.HELD_OUT_SEED):
+        with pytest.raises(ValueError, match="examinations"):
+            Rooms(2, seed=seed)
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(n=0), "at least 1"), (dict(n=2, obs="smell"), "state, ego, top"), (dict(n=2, stage="attic"), "near, room, walls")])
+def test_what_cannot_be_is_refused_by_name(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Rooms(**wrong)
+
+
+# -- going on where it was ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obs, inputs", [("state", 8), ("ego", 24)])
+def test_a_run_that_was_stopped_goes_on_exactly(tmp_path, obs, inputs):
+    config = PPOConfig(frames=8 * 16 * 8, steps=16, minibatch=64, epochs=2)
+
+    def fresh():
+        torch.manual_seed(3)
+        return Rooms(8, replace(STAGES["near"], steps=11), seed=2, obs=obs, size=inputs), Policy(PolicyConfig(obs, inputs, channels=(4, 8), looked=16))
+
+    rooms, whole = fresh()
+    rows = list(ppo(rooms, whole, config, seed=5))
+    rooms, half = fresh()
+    run = ppo(rooms, half, config, seed=5, checkpoints=tmp_path, checkpoint_every=2)
+    for _ in range(5):  # stopped after the fifth update: the checkpoint is of the fourth
+        next(run)
+    rooms, other = fresh()
+    torch.nn.init.zeros_(other.logits.weight)
+    rest = list(ppo(rooms, other, config, seed=5, checkpoints=tmp_path, resume=True))
+    assert [row["frames"] for row in rest] == [row["frames"] for row in rows[4:]]
+    for mine, theirs in zip(rest, rows[4:]):
+        assert {k: v for k, v in mine.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    with pytest.raises(ValueError, match="other numbers"):
+        next(ppo(*fresh(), replace(config, lr=1e-4), seed=5, checkpoints=tmp_path, resume=True))
+
+
+# -- the watchman ----------------------------------------------------------------------------------------------------------
+
+
+def what_is_said(config: PPOConfig, rooms: Rooms, shape: dict | None = None) -> str:
+    "The warnings of a short run."
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", TrainingWarning)
+        list(ppo(rooms, Policy(PolicyConfig(**(shape or {}))), config))
+    return " | ".join(str(w.message) for w in said if issubclass(w.category, TrainingWarning))
+
+
+def test_a_healthy_run_is_left_in_peace():
+    assert what_is_said(PPOConfig(frames=30_000), Rooms(64)) == ""
+
+
+def test_a_learning_rate_that_is_too_high_is_named():
+    said = what_is_said(PPOConfig(frames=20_000, lr=0.3, anneal=False, grad_clip=None), Rooms(64, replace(STAGES["near"], max_offset=0.15)))
+    assert "KL divergence exploded" in said and "lower lr" in said
+
+
+def test_an_entropy_that_collapses_is_named():
+    said = what_is_said(PPOConfig(frames=30_000, entropy_weight=-1.0), Rooms(64))
+    assert "entropy has collapsed" in said and "raise entropy_weight" in said
+
+
+def test_a_value_loss_that_diverges_is_named():
+    said = what_is_said(PPOConfig(frames=10_000, lr=1.0, anneal=False, grad_clip=None), Rooms(64, replace(STAGES["near"], max_offset=0.15)))
+    assert "value loss diverges" in said and "set grad_clip" in said
+
+
+def test_a_value_loss_that_grows_with_the_returns_is_healthy():
+    watchman = Watchman(actions=2)
+    for k in range(40):  # CartPole: the better it plays, the larger both are
+        row = dict(frames=k, entropy=0.6, approx_kl=0.01, value_loss=0.05 * 1.2**k, **{"return": 10.0 + 5 * k})
+        assert watchman.look(row) == []
+    assert "diverges" in watchman.look({**row, "value_loss": 1e6})[0]
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_player_gets_the_same_rooms_and_the_order_of_chunks_is_nothing():
+    policy = Policy(PolicyConfig())
+    a, b = play(policy, n=60, chunk=60), play(policy, n=60, chunk=7)
+    assert (a.success == b.success).all() and (a.steps == b.steps).all() and (a.oracle_steps == b.oracle_steps).all()
+    assert (a.oracle_steps == play("random", n=60).oracle_steps).all()
+    assert (a.steps[~a.success] == 32).all()
+
+
+def test_failures_come_last_in_the_order_of_episodes():
+    played = play("random", n=101)
+    assert not played.success[median_room(played)]
+    perfect = play("oracle", n=101)
+    assert perfect.steps[median_room(perfect)] == np.median(perfect.steps)
+
+
+def test_the_interval_is_wide_for_seeds_that_differ_and_bad_scores_are_refused():
+    assert interquartile_mean([0.1, 0.5, 0.9]).high - interquartile_mean([0.1, 0.5, 0.9]).low > 0.3
+    assert interquartile_mean([[0.5, 0.9]] * 3).value == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="finite"):
+        interquartile_mean([0.5, float("nan")])
+
+
+def test_a_film_is_written(tmp_path):
+    frames = film("oracle", room=3, size=32)
+    assert frames.shape[1:] == (32, 32, 3) and save_film(frames, tmp_path / "a.gif").stat().st_size > 100
+    with pytest.raises(ValueError, match=".gif or .mp4"):
+        save_film(frames, tmp_path / "a.avi")
+
+
+# -- policies, eyes, imitation, groups ------------------------------------------------------------------------------------------
+
+
+def test_a_policy_comes_back_from_the_disk_and_a_brain_is_not_one(tmp_path):
+    torch.manual_seed(1)
+    policy = Policy(PolicyConfig("top", 32, eyes=dict(size=32, channels=4)))
+    pictures = torch.from_numpy(picture.draw(levels.bare(0, 3), 32))
+    again = load_policy(save_policy(policy, tmp_path / "weights"))
+    torch.testing.assert_close(again(pictures).logits, policy(pictures).logits)
+    with pytest.raises(WeightsError, match="config.json"):
+        load_policy(tmp_path)
+    with pytest.raises(ValueError, match="obs must be"):
+        PolicyConfig("smell")
+
+
+def test_frozen_eyes_do_not_learn_and_their_numbers_are_as_good_as_the_picture():
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig("top", 32, eyes=dict(size=32, channels=4)))
+    before = {name: value.clone() for name, value in policy.eyes.state_dict().items()}
+    rooms = Rooms(32, obs="top", size=32)
+    pictures = torch.from_numpy(rooms.observe().copy())
+    torch.testing.assert_close(policy(pictures).logits, policy(policy.eyes.geometry(pictures)).logits)
+    list(ppo(Through(rooms, policy.eyes), policy, PPOConfig(frames=2048, steps=16)))
+    assert all(torch.equal(value, policy.eyes.state_dict()[name]) for name, value in before.items())
+    with pytest.raises(ValueError, match="eyes of size"):
+        Through(Rooms(2, obs="ego", size=32), Eyes())
+
+
+def test_a_student_that_is_shown_the_way_agrees_more_and_more():
+    torch.manual_seed(0)
+    rows = list(imitate(Rooms(64), Policy(PolicyConfig()), ImitationConfig(frames=16_000)))
+    assert rows[-1]["agreement"] > rows[0]["agreement"] + 0.1
+
+
+def test_groups_play_the_same_levels_and_rooms_must_fit():
+    config = GRPOConfig(frames=3000, groups=8, tries=8)
+    rows = list(grpo(Rooms(64), Policy(PolicyConfig()), config))
+    assert rows[-1]["frames"] >= 3000 and 0 <= rows[0]["silent"] <= 1
+    with pytest.raises(ValueError, match="8 groups of 8 tries need 64 rooms, got 60"):
+        next(grpo(Rooms(60), Policy(PolicyConfig()), config))
