@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #d1bf80ef
+# %% ../../nbs/lab/commands.ipynb #296372c4
 import argparse
 import difflib
 import json
@@ -23,7 +23,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #6793c8a1
+# %% ../../nbs/lab/commands.ipynb #24326640
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -53,7 +53,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #ce6be285
+# %% ../../nbs/lab/commands.ipynb #bd57b2af
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -148,7 +148,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #9d062044
+# %% ../../nbs/lab/commands.ipynb #3ad45567
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -234,7 +234,7 @@ def run_notebook(
     print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #cd119e07
+# %% ../../nbs/lab/commands.ipynb #4a8f1bbb
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")
