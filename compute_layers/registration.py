@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['ENVIRONMENTS', 'register_environments']
+__all__ = ['ENVIRONMENTS', 'SINGLE_ENVIRONMENTS', 'register_environments']
 
 # %% ../nbs/registration.ipynb #c94c67d1
 ENVIRONMENTS = {  # id: (single environment, vector environment, steps until an episode is truncated)
     "compute_layers/GoldRoom-v0": ("GoldRoom", "GoldRoomVector", 128),
     "compute_layers/GoldRoomWalls-v0": ("GoldRoomWalls", "GoldRoomWallsVector", 512),
+}
+SINGLE_ENVIRONMENTS = {  # id: (environment, steps until an episode is truncated); without a vector form of their own
+    "compute_layers/Platform-v0": ("compute_layers.game.platform:Platform", 400),
 }
 
 
@@ -27,3 +30,6 @@ def register_environments() -> None:
                 vector_entry_point=f"compute_layers.game.envs:{vector}",
                 max_episode_steps=limit,
             )
+    for name, (entry_point, limit) in SINGLE_ENVIRONMENTS.items():
+        if name not in registry:
+            register(id=name, entry_point=entry_point, max_episode_steps=limit)

@@ -1,0 +1,218 @@
+"""The league keeps its word: an honest zero, repeatable numbers, evidence that cannot be changed, and bad minds that hurt only themselves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compute_layers.league import arena as arenas
+from compute_layers.league import evidence, play, score, season
+from compute_layers.league.meter import valgrind
+from compute_layers.minds.mind import MAKERS, Mind, load_mind
+from compute_layers.minds.mind import play as play_plainly
+from compute_layers.minds.reflexes import Constant, Odds
+
+ROOT = Path(__file__).parent.parent
+ANCHORS = arenas.read_anchors()
+arenas.import_all("league", "arena_"), arenas.import_all("minds")
+HERE = [name for name in season.CORE if name in arenas.ARENAS and arenas.available(arenas.ARENAS[name])]
+EXAM = list(range(arenas.EXAM_SEEDS, arenas.EXAM_SEEDS + 20))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the zero and the one
+
+
+def test_every_core_arena_is_there_and_declared() -> None:
+    assert set(season.CORE) <= set(arenas.ARENAS) and set(season.CORE) <= set(ANCHORS)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_constants_score_no_more_than_zero(name: str) -> None:
+    arena = arenas.get_arena(name, ANCHORS)
+    for action in range(len(arena.actions)):
+        returns = play_plainly(arena, Constant(action), EXAM[: 20 if arena.steps <= 200 and len(arena.actions) <= 5 else 10])
+        result = score.score(returns, arena)
+        assert result.low <= 0, f"always {arena.actions[action]} scores {result.score:.2f} (at least {result.low:.2f})"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_the_reference_scores_one(name: str) -> None:
+    arena = arenas.get_arena(name, ANCHORS)
+    reference = arena.facts["reference"]
+    if "mind" not in reference:  # a figure: what it must be worth is 1, and no return of a trivial mind may reach it
+        assert score.score([reference["return"]] * 10, arena).score == pytest.approx(1)
+        assert score.score(play_plainly(arena, Odds([1.0] * len(arena.actions)), EXAM[:10]), arena).high < 1
+        return
+    mind, _ = MAKERS[reference["mind"]].make(arena, 1.0, 0)
+    result = score.score(play_plainly(arena, mind, EXAM), arena)
+    assert result.low - 0.02 <= 1 <= result.high + 0.02, result
+
+
+def test_an_arena_without_anchors_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no anchors.*declare them first"):
+        arenas.get_arena("cartpole", {})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# two leagues
+
+
+@pytest.fixture(scope="module")
+def two_leagues(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[dict]]]:
+    found = []
+    for number in range(2):
+        folder = tmp_path_factory.mktemp(f"season{number}")
+        found.append((folder, season.run_season(folder, "smoke", arenas=["cartpole"], minds=["always 1", "random", "rules"], episodes=5)))
+    return found
+
+
+def test_two_smoke_leagues_give_the_same_scores(two_leagues) -> None:
+    (first, rows), (second, again) = two_leagues
+    assert [r["score"] for r in rows] == [r["score"] for r in again]
+    assert (first / evidence.HEAD).read_text() == (second / evidence.HEAD).read_text()
+
+
+@pytest.mark.skipif(valgrind() is None, reason="valgrind is not installed")
+def test_two_smoke_leagues_count_the_same_instructions(two_leagues) -> None:
+    (_, rows), (_, again) = two_leagues
+    for one, other in zip(rows, again):
+        assert one["instructions"] == pytest.approx(other["instructions"], rel=1e-3), one["mind"]
+    by_name = {r["mind"]: r["instructions"] for r in rows}
+    assert 0 < by_name["always 1"] < by_name["rules"]
+
+
+def test_a_season_goes_on_where_it_died(two_leagues) -> None:
+    folder, rows = two_leagues[0]
+    pair = folder / "cartpole--rules.json"
+    before = pair.stat().st_mtime_ns, (folder / evidence.HEAD).read_text()
+    (folder / "cartpole--random.json").unlink()
+    again = season.run_season(folder, "smoke", arenas=["cartpole"], minds=["always 1", "random", "rules"], episodes=5, meter=False)
+    assert [r["score"] for r in again] == [r["score"] for r in rows]
+    assert (pair.stat().st_mtime_ns, (folder / evidence.HEAD).read_text()) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evidence
+
+
+def verify_command(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "compute_layers.league", "verify", str(folder)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+
+
+def test_a_changed_byte_fails_the_verification(two_leagues) -> None:
+    folder = two_leagues[1][0]
+    done = verify_command(folder)
+    assert done.returncode == 0 and "15 episodes" in done.stdout, done.stderr
+    rng = np.random.default_rng(0)
+    for file in (evidence.FILE, evidence.HEAD):
+        whole = (folder / file).read_bytes()
+        for place in rng.integers(len(whole), size=12):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << int(rng.integers(7))
+            (folder / file).write_bytes(changed)
+            with pytest.raises(evidence.EvidenceError):
+                evidence.verify(folder)
+        (folder / file).write_bytes(whole)
+    (folder / evidence.HEAD).write_text("0" * 64 + "\n")
+    done = verify_command(folder)
+    assert done.returncode == 1 and "another end" in done.stderr
+
+
+def test_a_forged_chain_fails_in_the_replay(two_leagues, tmp_path: Path) -> None:
+    "Whoever recomputes every hash still cannot claim a return that the actions do not give."
+    rows = two_leagues[0][1]
+    episodes = [play.Episode(**e) for e in rows[0]["episodes"]]
+    episodes[2].returned += 1
+    episodes[2].raw += 1
+    evidence.write_evidence(tmp_path, [("cartpole", "liar", "state", episodes)])
+    with pytest.raises(evidence.EvidenceError, match="line 3.*'liar'.*the record says"):
+        evidence.verify(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bad minds
+
+
+class Crashes(Mind):
+    def act(self, observations):
+        raise RuntimeError("out of ideas")
+
+
+class Hangs(Mind):
+    def act(self, observations):
+        time.sleep(60)
+
+
+class Cheats(Mind):
+    def act(self, observations):
+        return np.full(len(observations), 2)
+
+
+class Dreams(Mind):
+    def act(self, observations):
+        return np.full(len(observations), np.nan)
+
+
+class Mumbles(Mind):
+    def act(self, observations):
+        return np.zeros((len(observations), 2))
+
+
+class Dies(Mind):
+    def act(self, observations):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashesOnce(Mind):
+    "Only in the episode of seed 7; the neighbours must not suffer."
+
+    def act(self, observations):
+        if self.seed <= 7 < self.seed + self.n:
+            raise RuntimeError("seven!")
+        return np.ones(len(observations), int)
+
+
+@pytest.mark.parametrize("bad, why", [(Crashes, "crash: RuntimeError: out of ideas"), (Hangs, "hang: no decision within"), (Cheats, "illegal action: 2 is outside 0 … 1"),
+                                      (Dreams, "illegal action: NaN"), (Mumbles, "illegal action: act gave shape"), (Dies, "crash: the process died with status -9")])
+def test_a_bad_mind_loses_its_episodes_and_nothing_else(bad, why) -> None:
+    episodes = play.play_guarded(arenas.ARENAS["cartpole"], bad(), [5, 6], limit=0.4)
+    assert [e.seed for e in episodes] == [5, 6]
+    for episode in episodes:
+        assert episode.lost.startswith(why) and episode.returned == arenas.ARENAS["cartpole"].worst
+
+
+def test_only_the_guilty_episode_is_lost() -> None:
+    episodes = play.play_guarded(arenas.ARENAS["cartpole"], CrashesOnce(), [5, 6, 7, 8])
+    assert [bool(e.lost) for e in episodes] == [False, False, True, False]
+    alone = play.play_guarded(arenas.ARENAS["cartpole"], Constant(1), [8])
+    assert episodes[3].digest == alone[0].digest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# minds
+
+
+@pytest.mark.parametrize("mind", [Constant(1), Odds([1.0, 2.0]), Odds([1.0, 1.0], stay=0.7)], ids=repr)
+def test_a_row_plays_as_it_would_alone(mind) -> None:
+    together = play.play_guarded(arenas.ARENAS["cartpole"], mind, [30, 31, 32])
+    alone = play.play_guarded(arenas.ARENAS["cartpole"], mind, [32])
+    assert together[2] == alone[0]
+
+
+def test_a_mind_comes_back_from_its_file(two_leagues) -> None:
+    folder, rows = two_leagues[0]
+    mind = load_mind(folder / next(r["file"] for r in rows if r["mind"] == "rules"))
+    assert play_plainly(arenas.ARENAS["cartpole"], mind, [arenas.EXAM_SEEDS])[0] == rows[2]["episodes"][0]["returned"]
+
+
+def test_the_real_time_clock_repeats_the_last_action() -> None:
+    "With a delay of two frames, a mind that answers 1 to everything plays two frames of 0 first."
+    episode = play.play_guarded(arenas.ARENAS["cartpole"], Constant(1), [3], delay=2)[0]
+    assert episode.actions[:4] == [0, 0, 1, 1]
