@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train', 'FolderBusy']
 
-# %% ../../nbs/lab/train.ipynb #ebacd9c6
+# %% ../../nbs/lab/train.ipynb #ba578386
 import contextlib
 import io
 import math
@@ -37,8 +37,9 @@ from compute_layers.lab.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from .runs import held_lock
 
-# %% ../../nbs/lab/train.ipynb #515dca8d
+# %% ../../nbs/lab/train.ipynb #f0847d5a
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -53,7 +54,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #a3d66656
+# %% ../../nbs/lab/train.ipynb #2b5783fe
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -88,7 +89,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #56040879
+# %% ../../nbs/lab/train.ipynb #7118352d
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -125,7 +126,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #510a401c
+# %% ../../nbs/lab/train.ipynb #25156f4d
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -141,7 +142,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #fe05c019
+# %% ../../nbs/lab/train.ipynb #e8259469
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -210,7 +211,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #0c8481f6
+# %% ../../nbs/lab/train.ipynb #1690aefe
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -234,7 +235,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #3832c37b
+# %% ../../nbs/lab/train.ipynb #6b665291
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -255,7 +256,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #ef605954
+# %% ../../nbs/lab/train.ipynb #d5c9c65d
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -284,7 +285,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #8550dcd0
+# %% ../../nbs/lab/train.ipynb #cf9708d4
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -363,25 +364,13 @@ class FolderBusy(RuntimeError):
 
 @contextlib.contextmanager
 def _alone_in(folder: Path | None) -> Iterator[None]:
-    "Hold the folder's lock; FolderBusy when somebody else does. The system lets go of it when a process dies, however it dies."
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        fcntl = None
-    if folder is None or fcntl is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise FolderBusy(f"{folder}: process {lock.read().strip() or 'unknown'} trains here already; give another folder, or stop that one first") from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+    "Hold the folder's lock; FolderBusy when somebody else does."
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            try:
+                held.enter_context(held_lock(folder / ".lock"))
+            except BlockingIOError as error:
+                raise FolderBusy(f"{folder}: process {error} trains here already; give another folder, or stop that one first") from None
         yield
 
 
