@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train', 'FolderBusy']
 
-# %% ../../nbs/lab/train.ipynb #049ad543
+# %% ../../nbs/lab/train.ipynb #bcfc04c9
 import contextlib
 import io
 import math
@@ -40,7 +40,7 @@ from compute_layers.lab.checkpoint import (
 from .parallel import average, average_gradients, rank_and_size, same_weights
 from .runs import held_lock
 
-# %% ../../nbs/lab/train.ipynb #bce6034c
+# %% ../../nbs/lab/train.ipynb #6579651e
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -55,7 +55,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #8b834f61
+# %% ../../nbs/lab/train.ipynb #6ca84748
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -90,7 +90,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #40b42cf0
+# %% ../../nbs/lab/train.ipynb #7433806e
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -127,7 +127,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #2323efee
+# %% ../../nbs/lab/train.ipynb #c50a2c9a
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -143,7 +143,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #2c79d379
+# %% ../../nbs/lab/train.ipynb #d4cb3fe9
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -222,7 +222,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #189cee5f
+# %% ../../nbs/lab/train.ipynb #9e3f2f64
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -246,7 +246,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #5b2c9bf7
+# %% ../../nbs/lab/train.ipynb #90d98e85
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -267,7 +267,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #eecc7b5c
+# %% ../../nbs/lab/train.ipynb #7dfd5d6e
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -296,7 +296,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #9a24f5f2
+# %% ../../nbs/lab/train.ipynb #cc5cbc21
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -452,8 +452,11 @@ def _train(
         return TrainingDiverged(f"step {step}: {what}; {kept}", step, history.checkpoint)
 
     def write_checkpoint(done: int) -> None:
-        if rank:  # the first process writes
-            return
+        if ranks > 1:  # the first process writes, and what it writes has to be everybody's
+            totals.sums = {key: torch.as_tensor(totals.sums[key], dtype=torch.float32, device=device) for key in sorted(totals.sums)}
+            average(totals.sums.values())
+            if rank:
+                return
         tensors = _tensors_of(model, optimizer, ema, totals)
         broken = _broken_tensors(tensors, model)
         if broken:
