@@ -147,7 +147,7 @@ def eight(home):  # noqa: F811
 def run_and_remove_a_node(queue: Queue, engine, cluster: ClusterProcess) -> None:
     """All eight are handed over; when two are done, a node dies with what it does; every result is there, once."""
     began, dispatcher = time.monotonic(), Dispatcher(queue, engine)
-    limit = 900 if os.environ.get("CLUSTER_NOTEBOOK") else 150
+    limit = 900 if os.environ.get("CLUSTER_NOTEBOOK") else 400
     until(lambda: dispatcher.look() is not None and len(queue.jobs("done")) >= 2, limit)
     handed = {job.id: dispatcher.attempts[job.id][0].number for job in queue.jobs("running")}
     assert handed, "the node was to die while jobs run"
@@ -177,7 +177,7 @@ def test_ray_loses_a_node(eight, tmp_path, monkeypatch):
     token, port = secrets.token_hex(32), free_port()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    cluster = ClusterProcess(tmp_path, RAY, str(port), RAY_USAGE_STATS_ENABLED="0")
+    cluster = ClusterProcess(tmp_path, RAY, str(port), RAY_USAGE_STATS_ENABLED="0", RAY_DASHBOARD_STARTUP_TIMEOUT_S="400")
     try:
         cluster.said("up")
         run_and_remove_a_node(eight, RayEngine(f"http://127.0.0.1:{port}"), cluster)

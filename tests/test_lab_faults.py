@@ -174,10 +174,10 @@ def test_a_process_meets_and_the_next_one_ends_as_if_it_had_not(fault, tmp_path,
         (disk / "ballast").write_bytes(bytes(8 * 2**20 - 30 * one))
     child = children.Process(target=meets, args=(fault, str(folder)))
     child.start()
-    child.join(120)
+    child.join(400)
     assert child.exitcode not in (0, None)
     files = checkpoint_files(folder)
-    assert 1 <= len(files) <= (6 if not disk else 11) and not list(folder.glob(".checkpoint-*"))
+    assert 1 <= len(files) <= (11 if disk else 7) and not list(folder.glob(".checkpoint-*"))
     if fault in ("flipped", "cut"):
         data = bytearray(files[-1].read_bytes())
         data[len(data) // 2] ^= 4
@@ -190,7 +190,7 @@ def test_a_process_meets_and_the_next_one_ends_as_if_it_had_not(fault, tmp_path,
         (disk / "ballast").unlink()
     child = children.Process(target=goes_on, args=(str(folder), str(tmp_path / "final")))
     child.start()
-    child.join(120)
+    child.join(400)
     assert child.exitcode == 0
     final = latest_checkpoint(tmp_path / "final").tensors
     assert all(torch.equal(final[name], value) for name, value in whole.state_dict().items())

@@ -1,6 +1,7 @@
 """Jobs on real processes: a queue, a worker that is killed, a job that is stopped and goes on, and nothing left behind."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from compute_layers.lab.commands import main
-from compute_layers.lab.jobs import Gpu, Queue, Worker
+from compute_layers.lab.jobs import Gpu, Queue, Worker, progress_of
 from test_lab_runs import GUARD, PARAMETERS, RUN, TRAIN, cli, home, write_notebook  # noqa: F401  (home is a fixture)
 
 
@@ -34,6 +35,8 @@ def queue(home):  # noqa: F811
 def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F811
     """The whole way: queued, its worker killed, stopped by a new one, resumed, done; and no process stays."""
     psutil = pytest.importorskip("psutil")
+    look_in = "\ndef look_in(row):\n    row['accuracy_near'] = 0.97\n"
+    write_notebook(home / "nbs" / "demo.ipynb", GUARD, PARAMETERS, RUN, look_in + TRAIN.replace("log_every=10", "log_every=10, on_log=look_in"))
     assert main(["job", "run", "nbs/demo.ipynb", "-p", "steps=400", "--device", "cpu", "--no-worker"]) == 0
     worker = cli("job", "work")
     until(lambda: queue.job(1).folder and list((home / queue.job(1).folder).glob("checkpoints/*.safetensors")))
@@ -46,10 +49,16 @@ def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F8
     assert second.look() == [] and queue.job(1).pid == pid
     main(["job", "list"])
     assert "running" in (shown := capsys.readouterr().out) and "steps=400" in shown
+    until(lambda: "loss=" in progress_of(queue.job(1), home))  # from inside the notebook: the step, the loss, the time left, the scores
+    shown = progress_of(queue.job(1), home)
+    assert re.search(r"\d+/400 \[\d\d:\d\d<", shown) and re.search(r"step \d+: near 97%", shown), shown
 
+    follower = cli("job", "logs", "-f", "1")
     queue.stop(1)
     until(lambda: second.look() is not None and queue.job(1).state == "stopped")
     until(lambda: not [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE], 30)
+    followed, _ = follower.communicate(timeout=60)  # it ends with the job
+    assert follower.returncode == 0 and "Executing" in followed and "TrainingStopped" in followed
     done = max(int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("*.safetensors"))
     assert 0 < done < 400 and "TrainingStopped" in (folder / "demo.ipynb").read_text()
 

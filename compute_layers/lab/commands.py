@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #00922238
+# %% ../../nbs/lab/commands.ipynb #34e93a9f
 import argparse
 import contextlib
 import difflib
@@ -24,7 +24,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, held_lock, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #57c9bc59
+# %% ../../nbs/lab/commands.ipynb #9cd2cc2d
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -54,7 +54,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #d748b9f3
+# %% ../../nbs/lab/commands.ipynb #9d620e9b
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -173,7 +173,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #322c9b99
+# %% ../../nbs/lab/commands.ipynb #b0a5db21
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -258,6 +258,7 @@ def _run_in(
     cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"]) + bool(parameters or resumed)  # papermill adds one
     status, ended_by = _run_papermill([*command, str(notebook), str(report)], environment, log, _Status(log, progress, cells))
     progress.unlink(missing_ok=True)
+    progress.with_name(".scores").unlink(missing_ok=True)
 
     page = _make_html(report) if html and report.exists() and ended_by is None else None
     metrics = folder / "metrics.json"
@@ -276,7 +277,7 @@ def _run_in(
         print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #576522b9
+# %% ../../nbs/lab/commands.ipynb #692e4c01
 _EPILOG = ("Exit status: 0 done; 1 refused, failed or damaged, with the reason in one line on the standard error; 2 not a command; "
            "128 + N ended by signal N. `COMMAND --help` says more.")
 

@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train', 'FolderBusy']
 
-# %% ../../nbs/lab/train.ipynb #bcfc04c9
+# %% ../../nbs/lab/train.ipynb #209e547c
 import contextlib
 import io
 import math
@@ -40,7 +40,7 @@ from compute_layers.lab.checkpoint import (
 from .parallel import average, average_gradients, rank_and_size, same_weights
 from .runs import held_lock
 
-# %% ../../nbs/lab/train.ipynb #6579651e
+# %% ../../nbs/lab/train.ipynb #4806bcfc
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -55,7 +55,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #6ca84748
+# %% ../../nbs/lab/train.ipynb #13e0c011
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -90,7 +90,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #7433806e
+# %% ../../nbs/lab/train.ipynb #d0b75d43
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -127,7 +127,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #c50a2c9a
+# %% ../../nbs/lab/train.ipynb #68c8dda8
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -143,7 +143,7 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #d4cb3fe9
+# %% ../../nbs/lab/train.ipynb #19bc761d
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
@@ -222,7 +222,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #9e3f2f64
+# %% ../../nbs/lab/train.ipynb #c844134e
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -246,7 +246,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #90d98e85
+# %% ../../nbs/lab/train.ipynb #608e08b3
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -267,7 +267,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #7dfd5d6e
+# %% ../../nbs/lab/train.ipynb #feca31b4
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -288,6 +288,14 @@ class _NotebookBar(tqdm):
         pass
 
 
+def _show_scores(row: dict[str, float]) -> None:
+    "Skill scores that `on_log` added, for `compute_layers job list`."
+    scores = [f"{name.removeprefix('accuracy_')} {value:.0%}" for name, value in row.items() if name.startswith("accuracy") and isinstance(value, (int, float))]
+    if scores and "COMPUTE_LAYERS_PROGRESS" in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ["COMPUTE_LAYERS_PROGRESS"]).with_name(".scores").write_text(f"step {row['step']}: {', '.join(scores)}", encoding="utf8")
+
+
 def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
     "A bar that suits the place: a notebook, a terminal, or a log file (then one line every 30 s)."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -296,7 +304,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #cc5cbc21
+# %% ../../nbs/lab/train.ipynb #513c3e64
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -519,6 +527,7 @@ def _train(
                 bar.set_postfix(shown, refresh=False)
                 if on_log is not None and rank == 0:
                     on_log(row)
+                    _show_scores(row)
             bar.update()
             if checkpoint_due:
                 write_checkpoint(done)
