@@ -309,3 +309,9 @@ def test_the_bacalhau_command_runs(home):  # noqa: F811
     assert done.returncode == 0, done.stderr
     (metrics,) = outputs.glob("*/metrics.json")
     assert json.loads(metrics.read_text()) == {"resumed": False}
+
+
+def test_mistakes_are_one_line(home, capsys):  # noqa: F811
+    for arguments, said in ((["job", "work", "--engine", "dask"], "--address"), (["job", "bacalhau", "7", "--image", "x"], "no job 7")):
+        assert main(arguments) == 1
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
