@@ -75,7 +75,7 @@ def assert_same_curve(one: dict, other: dict) -> None:
             assert second[key] == pytest.approx(first[key], rel=2e-4), (first["step"], key)
     for first, second in zip(one["weights"], other["weights"]):
         assert second == pytest.approx(first, abs=2e-4)
-    assert one["rows"][-1]["loss"] < 0.5 * one["rows"][0]["loss"]  # a curve, not a line
+    assert one["rows"][-1]["loss"] < 0.75 * one["rows"][0]["loss"]  # a curve, not a line
 
 
 def test_two_processes_stopped_and_resumed_have_the_curve_of_one(program, alone, tmp_path):

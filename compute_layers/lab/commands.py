@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #34e93a9f
+# %% ../../nbs/lab/commands.ipynb #88fc699b
 import argparse
 import contextlib
 import difflib
@@ -24,7 +24,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, held_lock, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #9cd2cc2d
+# %% ../../nbs/lab/commands.ipynb #7fd14347
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -54,7 +54,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #9d620e9b
+# %% ../../nbs/lab/commands.ipynb #2cc8fc49
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -173,7 +173,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #b0a5db21
+# %% ../../nbs/lab/commands.ipynb #0df8a07c
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -277,7 +277,7 @@ def _run_in(
         print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #692e4c01
+# %% ../../nbs/lab/commands.ipynb #ab3e28f8
 _EPILOG = ("Exit status: 0 done; 1 refused, failed or damaged, with the reason in one line on the standard error; 2 not a command; "
            "128 + N ended by signal N. `COMMAND --help` says more.")
 
