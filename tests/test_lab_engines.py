@@ -31,7 +31,7 @@ run.save_metrics({{"resumed": run.resumed}})
 """
 
 RAY = """
-import os, sys, time
+import os, socket, sys, time
 import ray._private.services as services
 from ray.cluster_utils import Cluster
 
@@ -46,8 +46,18 @@ def patient(*arguments, once=services.get_node):  # Ray gives a node 30 s to sta
             time.sleep(1)
 
 services.get_node = patient
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "object_store_memory": 80 * 2**20})
-second = cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+
+def ports():  # of a node's agents: those that are named need not be waited for, 15 s at most
+    taken = [socket.socket() for _ in range(4)]
+    for one in taken:
+        one.bind(("127.0.0.1", 0))
+    numbers = [one.getsockname()[1] for one in taken]
+    for one in taken:
+        one.close()
+    return dict(zip(("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port"), numbers))
+
+cluster = Cluster(initialize_head=True, head_node_args={**ports(), "num_cpus": 2, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "object_store_memory": 80 * 2**20})
+second = cluster.add_node(**ports(), num_cpus=2, object_store_memory=80 * 2**20)
 cluster.wait_for_nodes(timeout=240)
 print("up", flush=True)
 for line in sys.stdin:
