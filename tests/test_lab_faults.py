@@ -13,7 +13,7 @@ import torch
 from compute_layers.lab.checkpoint import DiskFull, checkpoint_files, latest_checkpoint, load_checkpoint, save_checkpoint
 from compute_layers.lab.train import FolderBusy, TrainingStopped, train
 from test_lab_runs import GUARD, PARAMETERS, RUN, TRAIN, cli, home, write_notebook  # noqa: F401  (home is a fixture)
-from test_lab_train import loss_of, make_net
+from test_lab_train import children, loss_of, make_net  # noqa: F401  (children is a fixture)
 
 OPTIONS = dict(steps=60, lr=1e-2, warmup=5, threads=1, checkpoint_every=5, progress=False)
 
@@ -59,7 +59,7 @@ def test_a_run_stops_before_the_disk_is_full_and_goes_on_after(tmp_path, monkeyp
 def test_two_jobs_never_write_one_folder(tmp_path):
     """The second is refused by name; a killed job's folder is free at once."""
     code = ("import sys, time, torch; sys.path[:0] = sys.argv[2:]\n"
-            "from test_lab_train import loss_of, make_net\nfrom compute_layers.lab.train import train\n"
+            "from test_lab_train import children, loss_of, make_net  # noqa: F401  (children is a fixture)\nfrom compute_layers.lab.train import train\n"
             "def slow(model, step):\n    time.sleep(0.2)\n    return loss_of(model, step)\n"
             "train(make_net(), slow, steps=10_000, lr=1e-2, threads=1, checkpoints=sys.argv[1], checkpoint_every=1, progress=False, resume=True)\n")
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *filter(None, sys.path)])
@@ -126,3 +126,71 @@ def test_a_notebook_killed_in_mid_cell(home):
     assert latest_checkpoint(folder / "checkpoints") is not None
     out, err = cli("run", "nbs/demo.ipynb", "--resume", str(folder), "--no-html").communicate(timeout=120)
     assert json.loads((folder / "metrics.json").read_text())["resumed_from"] >= 20, err
+
+
+def meets(fault: str, folder: str) -> None:
+    """What a process does to which the fault happens, after step 30 of 60. Runs in a process of its own."""
+    real, behind = time.time, [0.0]
+
+    def loss(model, step):
+        loss, report = loss_of(model, step)
+        if fault == "clock":  # every second checkpoint is older than the one before, by a day
+            time.time = lambda: real() - behind[0]
+            for path in checkpoint_files(folder)[-1:]:
+                behind[0] += 86_400
+                os.utime(path, (time.time(), time.time()))
+        if step >= 33:
+            if fault == "nan":
+                return loss * float("nan"), report
+            if fault == "cuda":
+                loss.backward()  # half of a step is done
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            if fault in ("clock", "flipped", "cut"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "sigterm":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return loss, report
+
+    train(make_net(), loss, checkpoints=folder, keep=100, **OPTIONS)
+
+
+def goes_on(folder: str, final: str) -> None:
+    """The next process: resumes, and leaves its weights."""
+    model = make_net()
+    train(model, loss_of, checkpoints=folder, resume=True, keep=100, **OPTIONS)
+    save_checkpoint(final, 60, model.state_dict(), {}, reserve=0)
+
+
+@pytest.mark.parametrize("fault", ["nan", "cuda", "clock", "sigterm", "flipped", "cut", "disk"])
+def test_a_process_meets_and_the_next_one_ends_as_if_it_had_not(fault, tmp_path, children, request):  # noqa: F811
+    """The faulty process fails, whatever it left is whole and finite, and the weights at the end are those of an unbroken run."""
+    whole = make_net()
+    train(whole, loss_of, **OPTIONS)
+    disk = request.getfixturevalue("small_disk") if fault == "disk" else None
+    folder = (disk or tmp_path) / "run"
+    if disk:  # room for the reserve and five checkpoints or so
+        subprocess.run(["mount", "-o", "remount,size=72m", disk], check=True)
+        one = save_checkpoint(tmp_path / "size", 1, make_net().state_dict(), {}).stat().st_size
+        (disk / "ballast").write_bytes(bytes(8 * 2**20 - 30 * one))
+    child = children.Process(target=meets, args=(fault, str(folder)))
+    child.start()
+    child.join(400)
+    assert child.exitcode not in (0, None)
+    files = checkpoint_files(folder)
+    assert 1 <= len(files) <= (11 if disk else 7) and not list(folder.glob(".checkpoint-*"))
+    if fault in ("flipped", "cut"):
+        data = bytearray(files[-1].read_bytes())
+        data[len(data) // 2] ^= 4
+        files[-1].write_bytes(data if fault == "flipped" else data[: len(data) // 2])
+        files = files[:-1]
+    for path in files:
+        assert all(value.isfinite().all() for value in load_checkpoint(path).tensors.values() if value.is_floating_point())
+    if disk:
+        assert shutil.disk_usage(disk).free >= 60 * 2**20  # it stopped before it was full
+        (disk / "ballast").unlink()
+    child = children.Process(target=goes_on, args=(str(folder), str(tmp_path / "final")))
+    child.start()
+    child.join(400)
+    assert child.exitcode == 0
+    final = latest_checkpoint(tmp_path / "final").tensors
+    assert all(torch.equal(final[name], value) for name, value in whole.state_dict().items())

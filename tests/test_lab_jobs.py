@@ -1,6 +1,7 @@
 """Jobs on real processes: a queue, a worker that is killed, a job that is stopped and goes on, and nothing left behind."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from compute_layers.lab.commands import main
-from compute_layers.lab.jobs import Gpu, Queue, Worker
+from compute_layers.lab.jobs import Gpu, Queue, Worker, progress_of
 from test_lab_runs import GUARD, PARAMETERS, RUN, TRAIN, cli, home, write_notebook  # noqa: F401  (home is a fixture)
 
 
@@ -34,6 +35,8 @@ def queue(home):  # noqa: F811
 def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F811
     """The whole way: queued, its worker killed, stopped by a new one, resumed, done; and no process stays."""
     psutil = pytest.importorskip("psutil")
+    look_in = "\ndef look_in(row):\n    row['accuracy_near'] = 0.97\n"
+    write_notebook(home / "nbs" / "demo.ipynb", GUARD, PARAMETERS, RUN, look_in + TRAIN.replace("log_every=10", "log_every=10, on_log=look_in"))
     assert main(["job", "run", "nbs/demo.ipynb", "-p", "steps=400", "--device", "cpu", "--no-worker"]) == 0
     worker = cli("job", "work")
     until(lambda: queue.job(1).folder and list((home / queue.job(1).folder).glob("checkpoints/*.safetensors")))
@@ -46,10 +49,16 @@ def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F8
     assert second.look() == [] and queue.job(1).pid == pid
     main(["job", "list"])
     assert "running" in (shown := capsys.readouterr().out) and "steps=400" in shown
+    until(lambda: "loss=" in progress_of(queue.job(1), home))  # from inside the notebook: the step, the loss, the time left, the scores
+    shown = progress_of(queue.job(1), home)
+    assert re.search(r"\d+/400 \[\d\d:\d\d<", shown) and re.search(r"step \d+: near 97%", shown), shown
 
+    follower = cli("job", "logs", "-f", "1")
     queue.stop(1)
     until(lambda: second.look() is not None and queue.job(1).state == "stopped")
     until(lambda: not [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE], 30)
+    followed, _ = follower.communicate(timeout=60)  # it ends with the job
+    assert follower.returncode == 0 and "Executing" in followed and "TrainingStopped" in followed
     done = max(int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("*.safetensors"))
     assert 0 < done < 400 and "TrainingStopped" in (folder / "demo.ipynb").read_text()
 
@@ -95,3 +104,57 @@ def test_memory_is_looked_at_before_a_job_starts(queue):
     assert "on A" in worker.look()[0]
     queue.stop(number)
     until(lambda: worker.look() is not None and queue.job(number).state == "stopped", 20)
+
+
+def test_a_made_up_nvml(monkeypatch):
+    """What NVML says becomes GPUs; one that is lost is left out, and the others are still seen; without a driver there is none."""
+    import types
+
+    from compute_layers.lab.jobs import read_gpus
+
+    class NVMLError(Exception):
+        pass
+
+    lost = set()
+
+    def handle_of(index):
+        if index in lost:
+            raise NVMLError("GPU is lost")
+        return index
+
+    closed = []
+    fake = types.SimpleNamespace(
+        NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, nvmlInit=lambda: None, nvmlShutdown=lambda: closed.append(1), nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=handle_of, nvmlDeviceGetUUID=lambda card: b"GPU-0" if card == 0 else "GPU-1", nvmlDeviceGetTemperature=lambda card, kind: 60 + card,
+        nvmlDeviceGetMemoryInfo=lambda card: types.SimpleNamespace(free=(card + 1) << 30, total=8 << 30),
+        nvmlDeviceGetComputeRunningProcesses=lambda card: [types.SimpleNamespace(pid=77)] * card)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert read_gpus() == [Gpu("GPU-0", 1024, 8192, 60), Gpu("GPU-1", 2048, 8192, 61, (77,))]
+    lost.add(0)
+    assert [gpu.uuid for gpu in read_gpus()] == ["GPU-1"] and len(closed) == 2
+
+    def no_driver():
+        raise NVMLError("Driver Not Loaded")
+
+    fake.nvmlInit = no_driver
+    assert read_gpus() == []
+
+
+def test_a_job_whose_gpu_vanishes_goes_on_where_it_said(queue):
+    """Both GPUs fall off the bus: the job for any device goes on on the CPU in the same folder, the one for a GPU waits for another."""
+    cards = [Gpu("A", 9_000, 10_000, 40), Gpu("B", 9_000, 10_000, 40)]
+    worker = Worker(queue, lambda: cards, command=lambda job: [sys.executable, "-c", "import time; time.sleep(60)"])
+    anywhere, on_gpu = queue.add("nbs/demo.ipynb"), queue.add("nbs/demo.ipynb", device="gpu")
+    worker.look()
+    assert {queue.job(anywhere).slot, queue.job(on_gpu).slot} == {"A", "B"}
+    folder = queue.job(anywhere).folder
+    worker.look()
+    assert (queue.root / folder / "gpu.csv").read_text().splitlines()[1].endswith(",40,9000")  # temperature and memory are logged
+    cards.clear()
+    until(lambda: worker.look() is not None and queue.job(anywhere).slot == "cpu", 30)
+    assert (queue.job(anywhere).state, queue.job(anywhere).folder) == ("running", folder) and queue.job(on_gpu).state == "queued"
+    cards.append(Gpu("C", 9_000, 10_000, 40))
+    until(lambda: worker.look() is not None and queue.job(on_gpu).slot == "C", 30)
+    for number in (anywhere, on_gpu):
+        queue.stop(number)
+    until(lambda: worker.look() is not None and not queue.jobs("running", "stopping"), 30)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #296372c4
+# %% ../../nbs/lab/commands.ipynb #88fc699b
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
-from .runs import assigned_names, claim_run_folder, repo_root
+from .runs import assigned_names, claim_run_folder, held_lock, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #24326640
+# %% ../../nbs/lab/commands.ipynb #7fd14347
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -53,7 +54,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #bd57b2af
+# %% ../../nbs/lab/commands.ipynb #2cc8fc49
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -97,6 +98,30 @@ def _kill_all(child: subprocess.Popen) -> None:
         except (psutil.Error, ProcessLookupError):
             pass
     child.wait()
+
+
+def _end_leftovers(folder: Path) -> int:  # how many processes were ended
+    "End what an attempt left behind that was itself killed: papermill and its kernel go on alone, and would write beside the next attempt."
+    import psutil
+
+    def ours(process: Any) -> bool:
+        try:
+            return process.environ().get("COMPUTE_LAYERS_RUN_FOLDER") == str(folder)
+        except (psutil.Error, OSError):
+            return False
+
+    mine = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    left = [process for process in psutil.process_iter() if process.pid not in mine and ours(process)]
+    for ask in (psutil.Process.terminate, psutil.Process.kill):  # a kernel that trains writes its checkpoint first
+        for process in left:
+            try:
+                ask(process)
+            except psutil.Error:
+                pass
+        _, alive = psutil.wait_procs(left, timeout=20)
+        if not alive:
+            break
+    return len(left)
 
 
 class _Status:
@@ -148,7 +173,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #3ad45567
+# %% ../../nbs/lab/commands.ipynb #0df8a07c
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -181,6 +206,7 @@ def run_notebook(
     resume: Path | str | None = None,                   # go on in this run folder, with its parameters
     html: bool = True,                                  # also write the report as a web page
     into: Path | str | None = None,                     # a folder that was claimed for this run already
+    as_json: bool = False,                              # print {"folder", "status", "report", "metrics"} instead of the accuracies
 ) -> int:                                               # exit status: 0, papermill's, or 128 + the signal
     "Execute a notebook as a run: its own folder in runs/, the log beside it, accuracies and the report's path at the end."
     notebook = Path(notebook).resolve()
@@ -201,13 +227,26 @@ def run_notebook(
         environment["COMPUTE_LAYERS_RESUME"] = "1"
     else:
         folder = Path(into).resolve() if into is not None else claim_run_folder(name or notebook.stem, root)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(held_lock(folder / ".lock"))
+        except BlockingIOError as error:
+            raise CommandError(f"process {error} runs in {_shown(folder)} already; stop that one first") from None
+        _end_leftovers(folder)
+        return _run_in(folder, notebook, parameters, command, environment, root, resume is not None, html, as_json)
+
+
+def _run_in(
+    folder: Path, notebook: Path, parameters: Sequence[tuple[str, str]], command: list[str], environment: dict[str, str], root: Path, resumed: bool, html: bool, as_json: bool
+) -> int:
+    "The rest of `run_notebook`, in a folder that nobody else uses."
     report = folder / notebook.name
     number = 1
     while report.exists():  # an earlier part of a resumed run keeps its notebook
         number += 1
         report = folder / f"{notebook.stem}-part{number}.ipynb"
     typed = ["compute_layers", "run", os.path.relpath(notebook, root)]
-    typed += ["--resume", os.path.relpath(folder, root)] if resume is not None else []
+    typed += ["--resume", os.path.relpath(folder, root)] if resumed else []
     for key, value in parameters:
         command += ["-p", key, value]
         typed += ["-p", key, value]
@@ -216,11 +255,16 @@ def run_notebook(
                     "COMPUTE_LAYERS_COMMAND": shlex.join(typed), "PYTHONUNBUFFERED": "1"}
 
     print(f"run {_shown(folder)} (log: {_shown(log)})", file=sys.stderr)
-    cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"]) + bool(parameters or resume)  # papermill adds one
+    cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"]) + bool(parameters or resumed)  # papermill adds one
     status, ended_by = _run_papermill([*command, str(notebook), str(report)], environment, log, _Status(log, progress, cells))
     progress.unlink(missing_ok=True)
+    progress.with_name(".scores").unlink(missing_ok=True)
 
     page = _make_html(report) if html and report.exists() and ended_by is None else None
+    metrics = folder / "metrics.json"
+    numbers = json.loads(metrics.read_text(encoding="utf8")) if metrics.is_file() else {}
+    if as_json:
+        print(json.dumps({"folder": _shown(folder), "status": status if ended_by is None else 128 + ended_by, "report": _shown(page or report), "log": _shown(log), "metrics": numbers}, indent=1))
     if ended_by is not None:
         print(f"stopped by {signal.Signals(ended_by).name}. To go on: compute_layers run {_shown(notebook)} --resume {_shown(folder)}", file=sys.stderr)
         return 128 + ended_by
@@ -228,17 +272,21 @@ def run_notebook(
         print("\n".join(log.read_text(errors="replace").splitlines()[-30:]), file=sys.stderr)
         print(f"the notebook failed (status {status}); the whole log: {_shown(log)}", file=sys.stderr)
         return status
-    metrics = folder / "metrics.json"
-    if metrics.is_file():
-        print(metrics_table(json.loads(metrics.read_text(encoding="utf8"))))
-    print(f"report: {_shown(page or report)}")
+    if not as_json:
+        print(metrics_table(numbers), end="\n" if numbers else "")
+        print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #4a8f1bbb
+# %% ../../nbs/lab/commands.ipynb #ab3e28f8
+_EPILOG = ("Exit status: 0 done; 1 refused, failed or damaged, with the reason in one line on the standard error; 2 not a command; "
+           "128 + N ended by signal N. `COMMAND --help` says more.")
+
+
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
-    parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.")
+    parser = argparse.ArgumentParser(prog="compute_layers", description="Run notebooks as jobs, keep their weights, and keep a journal.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    as_json = {"action": "store_true", "help": "JSON on the standard output, and nothing else there"}
 
     run = commands.add_parser("run", help="execute a notebook as a run, in its own folder below runs/")
     run.add_argument("notebook", type=Path)
@@ -246,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="of the run (default: the notebook's name)")
     run.add_argument("--resume", type=Path, metavar="FOLDER", help="go on in this run folder, with its parameters, from its newest checkpoint")
     run.add_argument("--no-html", action="store_true", help="do not write the report as a web page too")
+    run.add_argument("--json", **as_json)
 
     promote = commands.add_parser("promote", help="copy a run's weights into data/weights/NAME, tracked by DVC")
     promote.add_argument("run", type=Path)
@@ -256,21 +305,26 @@ def _parser() -> argparse.ArgumentParser:
     weights = commands.add_parser("weights", help="look at a weights folder").add_subparsers(dest="action", required=True, metavar="ACTION")
     verify = weights.add_parser("verify", help="check every file and tensor of a weights folder")
     verify.add_argument("folder", type=Path)
+    verify.add_argument("--json", **as_json)
 
     table = commands.add_parser("runs", help="list all runs, with their metrics")
-    table.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    table.add_argument("--json", **as_json)
     table.add_argument("--keys", nargs="+", default=[], help="columns to show besides, e.g. parameters.lr metrics.accuracy.near")
     against = commands.add_parser("compare", help="say what differs between two runs")
     against.add_argument("first", type=Path)
     against.add_argument("second", type=Path)
+    against.add_argument("--json", **as_json)
     page = commands.add_parser("page", help="write a run's page, index.html in its folder")
     page.add_argument("run", type=Path, nargs="+")
     doctor = commands.add_parser("doctor", help="look for damage in runs and weights; exit status 1 when there is some")
-    doctor.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    doctor.add_argument("--json", **as_json)
+    experiment = commands.add_parser("experiment", help="hand a run to DVC: its metrics, plots and parameters in dvclive/")
+    experiment.add_argument("run", type=Path)
+    experiment.add_argument("--save", action="store_true", help="and keep it as a DVC experiment of the run's name (dvc exp save)")
     discard = commands.add_parser("discard", help="move runs, weights or checkpoints to the trash")
     discard.add_argument("path", type=Path, nargs="+")
     trash = commands.add_parser("trash", help="what was thrown away: list, restore, empty").add_subparsers(dest="action", required=True, metavar="ACTION")
-    trash.add_parser("list", help="what lies there")
+    trash.add_parser("list", help="what lies there").add_argument("--json", **as_json)
     trash.add_parser("restore", help="put something back where it was").add_argument("name")
     trash.add_parser("empty", help="delete for good what has lain there for 30 days")
 
@@ -282,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--memory", type=int, default=0, metavar="MIB", help="of a GPU that must be free")
     submit.add_argument("--no-worker", action="store_true", help="only queue it")
     for action, said in (("list", "all jobs, with live progress"), ("queue", "those that wait or run")):
-        job.add_parser(action, help=said).add_argument("--json", action="store_true", help="one JSON list instead of lines")
+        job.add_parser(action, help=said).add_argument("--json", **as_json)
     logs = job.add_parser("logs", help="what a job printed")
     logs.add_argument("-f", "--follow", action="store_true", help="and go on until it is over")
     for parser_of in (logs, *(job.add_parser(action, help=said) for action, said in (
@@ -291,6 +345,12 @@ def _parser() -> argparse.ArgumentParser:
     work = job.add_parser("work", help="be the worker of this queue (job run starts one)")
     work.add_argument("--until-empty", action="store_true", help="end when nothing waits or runs")
     work.add_argument("--cpu-slots", type=int, default=1, help="jobs at a time on the CPU")
+    work.add_argument("--engine", choices=("ray", "dask", "slurm", "local"), help="hand the jobs to a cluster instead of running them here")
+    work.add_argument("--address", help="of the cluster: http://HOST:8265 for Ray, tcp://HOST:8786 for Dask")
+    bacalhau = job.add_parser("bacalhau", help="print a queued job as a file for `bacalhau job run`")
+    bacalhau.add_argument("job", type=int)
+    bacalhau.add_argument("--image", required=True, help="a container image with this project installed")
+    bacalhau.add_argument("--json", **as_json)
 
     journal = commands.add_parser("journal", help="open, close, check and list experiments").add_subparsers(dest="action", required=True, metavar="ACTION")
     new = journal.add_parser("new", help="open an entry: a prediction, or a run that is done")
@@ -307,8 +367,11 @@ def _parser() -> argparse.ArgumentParser:
         with_verdict.add_argument("--verdict", choices=("confirmed", "refuted", "mixed"), required=required)
         with_verdict.add_argument("--negative", action="store_true", help="a negative result: the title will say so")
         with_verdict.add_argument("--keys", nargs="+", help="the metrics to quote (default: the first eight)")
-    journal.add_parser("check", help="fail when an entry has no prediction, or a result that nothing backs")
+    journal.add_parser("check", help="fail when an entry has no prediction, or a result that nothing backs").add_argument("--json", **as_json)
     journal.add_parser("index", help="write journal/README.md")
+
+    completion = commands.add_parser("completion", help="print a script that completes these commands in a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
 
 
@@ -352,7 +415,12 @@ def _compare_runs(options: argparse.Namespace) -> int:
     "What differs."
     from compute_layers.lab.records import compare
 
-    print(compare(options.first, options.second))
+    found = compare(options.first, options.second)
+    if options.json:
+        parts = {part: {name: {"first": one, "second": other} for name, (one, other) in rows.items()} for part, rows in found.parts.items()}
+        print(json.dumps({"first": found.first.folder.name, "second": found.second.folder.name, **parts, "diff": found.code}, indent=1, default=str))
+    else:
+        print(found)
     return 0
 
 
@@ -377,6 +445,8 @@ def _throw_away(options: argparse.Namespace) -> int:
     if options.command == "discard":
         for path in options.path:
             print(f"{_shown(path)} → {_shown(trash.discard(path))}; `compute_layers trash restore {path.name}` puts it back")
+    elif options.action == "list" and options.json:
+        print(json.dumps([{"name": thing.name, "folder": _shown(thing.folder), "came_from": thing.came_from, "at": thing.at.isoformat()} for thing in trash.trash()], indent=1))
     elif options.action == "list":
         for thing in trash.trash():
             print(f"{thing.at:%Y-%m-%d %H:%M}  {thing.folder.name}  from {thing.came_from}")
@@ -414,6 +484,20 @@ def _jobs(options: argparse.Namespace) -> int:
     elif options.action == "logs":
         for text in follow(queue, options.job, options.follow):
             print(text, end="", flush=True)
+    elif options.action == "work" and options.engine:
+        from compute_layers.lab.engines import Dispatcher, engine_of
+
+        Dispatcher(queue, engine_of(options.engine, options.address)).work(options.until_empty)
+    elif options.action == "bacalhau":
+        from compute_layers.lab.engines import bacalhau_job
+
+        described = bacalhau_job(queue.job(options.job), options.image)
+        if options.json:
+            print(json.dumps(described, indent=1))
+        else:
+            import yaml
+
+            print(yaml.safe_dump(described, sort_keys=False, width=1000), end="")
     elif options.action == "work":
         Worker(queue, cpu_slots=options.cpu_slots).work(options.until_empty)
     else:
@@ -421,13 +505,37 @@ def _jobs(options: argparse.Namespace) -> int:
     return 0
 
 
-_BOOKS = {"job": _jobs, "runs": _list_runs, "compare": _compare_runs, "page": _write_pages, "doctor": _examine, "discard": _throw_away, "trash": _throw_away}
+def _complete(options: argparse.Namespace) -> int:
+    "A completion script. Where to put it differs from shell to shell: the first line says it."
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise CommandError("shtab is not installed: pip install 'compute_layers[lab]'") from None
+    place = {"bash": "~/.local/share/bash-completion/completions/compute_layers", "zsh": "a folder of $fpath, as _compute_layers",
+             "fish": "~/.config/fish/completions/compute_layers.fish"}[options.shell]
+    script = shtab.complete(_parser(), shell=options.shell)
+    note = f"# compute_layers completion {options.shell} > {place}\n"
+    print(f"{script.partition(chr(10))[0]}\n{note}{script.partition(chr(10))[2]}" if options.shell == "zsh" else note + script)  # zsh: #compdef comes first
+    return 0
+
+
+def _hand_to_dvc(options: argparse.Namespace) -> int:
+    "dvclive/ as this run's, and on demand `dvc exp save`."
+    from compute_layers.lab.live import save_experiment, write_dvclive
+
+    print(_shown(write_dvclive(options.run)))
+    if options.save:
+        print(f"dvc experiment {save_experiment(options.run)}; `dvc exp show` lists all")
+    return 0
+
+
+_BOOKS = {"job": _jobs, "completion": _complete, "experiment": _hand_to_dvc, "runs": _list_runs, "compare": _compare_runs, "page": _write_pages, "doctor": _examine, "discard": _throw_away, "trash": _throw_away}
 
 
 def _dispatch(options: argparse.Namespace) -> int:
     "Do what was asked."
     if options.command == "run":
-        return run_notebook(options.notebook, options.parameters, options.name, options.resume, not options.no_html)
+        return run_notebook(options.notebook, options.parameters, options.name, options.resume, not options.no_html, as_json=options.json)
     if options.command == "promote":
         from compute_layers.lab.weights import promote, weights_line
 
@@ -436,8 +544,11 @@ def _dispatch(options: argparse.Namespace) -> int:
     elif options.command == "weights":
         from compute_layers.lab.weights import read_weights, weights_line
 
-        read_weights(options.folder)
-        print(f"{weights_line(options.folder)}: whole")
+        tensors = read_weights(options.folder)[0]
+        if options.json:
+            print(json.dumps({"folder": _shown(options.folder), "whole": True, "weights": weights_line(options.folder), "tensors": len(tensors)}))
+        else:
+            print(f"{weights_line(options.folder)}: whole")
     elif options.command in _BOOKS:
         return _BOOKS[options.command](options)
     elif options.action == "new":
@@ -450,7 +561,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         index_journal()
         print(_shown(path))
     elif options.action == "check":
-        print(f"{check_journal()} entries, all in order")
+        count = check_journal()
+        print(json.dumps({"entries": count, "in_order": True}) if options.json else f"{count} entries, all in order")
     elif options.action == "index":
         print(_shown(index_journal()))
     return 0
@@ -462,7 +574,14 @@ def main(
     "The command `compute_layers`."
     options = _parser().parse_args(arguments)
     try:
-        return _dispatch(options)
+        status = _dispatch(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `compute_layers runs | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (CommandError, JournalError, FileExistsError, FileNotFoundError, ValueError) as error:
         message = str(error)
     except RuntimeError as error:

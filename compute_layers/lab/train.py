@@ -6,7 +6,7 @@
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
            'make_optimizer', 'train', 'FolderBusy']
 
-# %% ../../nbs/lab/train.ipynb #ba578386
+# %% ../../nbs/lab/train.ipynb #209e547c
 import contextlib
 import io
 import math
@@ -37,9 +37,10 @@ from compute_layers.lab.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from .parallel import average, average_gradients, rank_and_size, same_weights
 from .runs import held_lock
 
-# %% ../../nbs/lab/train.ipynb #f0847d5a
+# %% ../../nbs/lab/train.ipynb #4806bcfc
 def learning_rate(
     step: int,           # 0 … steps - 1
     steps: int,          # length of the run
@@ -54,7 +55,7 @@ def learning_rate(
     down = (steps - step) / (decay_steps + 1) if step >= steps - decay_steps else 1.0
     return lr * min(up, down)
 
-# %% ../../nbs/lab/train.ipynb #2b5783fe
+# %% ../../nbs/lab/train.ipynb #13e0c011
 def usable_cores() -> int: # at least 1
     "Cores this process may really use: its affinity mask, and on Linux the container's quota."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -89,7 +90,7 @@ def has_bf16(
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
-# %% ../../nbs/lab/train.ipynb #7118352d
+# %% ../../nbs/lab/train.ipynb #d0b75d43
 class TrainingStopped(RuntimeError):
     "The run was asked to stop (SIGTERM or Ctrl-C). `step` steps are done; `checkpoint` is the file that holds them, or None."
 
@@ -126,7 +127,7 @@ class History:
         "Seconds of training, all processes of the run together."
         return self.rows[-1]["seconds"] if self.rows else 0.0
 
-# %% ../../nbs/lab/train.ipynb #25156f4d
+# %% ../../nbs/lab/train.ipynb #68c8dda8
 def make_optimizer(
     model: nn.Module,
     lr: float,
@@ -142,11 +143,12 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
-# %% ../../nbs/lab/train.ipynb #e8259469
+# %% ../../nbs/lab/train.ipynb #19bc761d
 def _plain(
     model: nn.Module, # perhaps wrapped by torch.compile
 ) -> nn.Module:
     "The model itself, so that names in a checkpoint do not depend on torch.compile."
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return getattr(model, "_orig_mod", model)
 
 
@@ -171,6 +173,15 @@ class _Totals:
         row = {key: float(total) if key == "samples" else float(total) / self.counts[key] for key, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return row
+
+
+def _over_ranks(means: dict[str, float], ranks: int, device: torch.device) -> dict[str, float]:
+    "The row of all processes together: means of means, the sum of `samples`."
+    if ranks == 1:
+        return means
+    numbers = torch.tensor([means[key] for key in sorted(means)], device=device)
+    average([numbers])
+    return {key: value * (ranks if key == "samples" else 1) for key, value in zip(sorted(means), numbers.tolist())}
 
 
 def _tensors_of(
@@ -211,7 +222,7 @@ def _restore(
         if name.startswith("totals/"):
             totals.sums[name[7:]] = value.to(device)
 
-# %% ../../nbs/lab/train.ipynb #1690aefe
+# %% ../../nbs/lab/train.ipynb #c844134e
 @torch.no_grad()
 def _update_ema(
     ema: dict[str, Tensor],  # float32 averages by parameter name; changed in place
@@ -235,7 +246,7 @@ def _broken_tensors(
     verdicts = [~value.isnan().any() if name in buffers else value.isfinite().all() for name, value in floats.items()]
     return [name for name, is_good in zip(floats, verdicts) if not is_good]
 
-# %% ../../nbs/lab/train.ipynb #6b665291
+# %% ../../nbs/lab/train.ipynb #608e08b3
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[dict[str, int]]:
     "While open, SIGTERM and SIGINT only leave a note (`{'signal': number}`). The old handlers come back afterwards."
@@ -256,7 +267,7 @@ def _stop_requests() -> Iterator[dict[str, int]]:
         for number, handler in old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../../nbs/lab/train.ipynb #d5c9c65d
+# %% ../../nbs/lab/train.ipynb #feca31b4
 class _NotebookBar(tqdm):
     "tqdm that rewrites one display output of a notebook, without widgets."
     handle = None
@@ -277,6 +288,14 @@ class _NotebookBar(tqdm):
         pass
 
 
+def _show_scores(row: dict[str, float]) -> None:
+    "Skill scores that `on_log` added, for `compute_layers job list`."
+    scores = [f"{name.removeprefix('accuracy_')} {value:.0%}" for name, value in row.items() if name.startswith("accuracy") and isinstance(value, (int, float))]
+    if scores and "COMPUTE_LAYERS_PROGRESS" in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ["COMPUTE_LAYERS_PROGRESS"]).with_name(".scores").write_text(f"step {row['step']}: {', '.join(scores)}", encoding="utf8")
+
+
 def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
     "A bar that suits the place: a notebook, a terminal, or a log file (then one line every 30 s)."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -285,7 +304,7 @@ def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
         return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
     return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
-# %% ../../nbs/lab/train.ipynb #cf9708d4
+# %% ../../nbs/lab/train.ipynb #513c3e64
 def train(
     model: nn.Module,                          # trained in place
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict[str, Any]]],  # (model, step) -> (loss, numbers to report)
@@ -315,7 +334,7 @@ def train(
     """Train `model` for `steps` steps and return what happened.
 
     `loss_fn(model, step)` makes the batch of this step, on `device`, from the number of the step, and returns a scalar loss and
-    a dictionary of numbers or one-element tensors. Rows hold their means over `log_every` steps; `samples` is summed and gives
+    a dictionary of numbers or one-element tensors. Under `torchrun` it makes this process's share of the batch ([parallel](parallel.ipynb)). Rows hold their means over `log_every` steps; `samples` is summed and gives
     `samples_per_second`. Do not call `.item()` in it: the loop waits for the device only when a row is due.
 
     The caller's random state, thread count, signal handlers and the model's train/eval mode are put back at the end.
@@ -366,7 +385,7 @@ class FolderBusy(RuntimeError):
 def _alone_in(folder: Path | None) -> Iterator[None]:
     "Hold the folder's lock; FolderBusy when somebody else does."
     with contextlib.ExitStack() as held:
-        if folder is not None:
+        if folder is not None and rank_and_size()[0] == 0:  # the first of several processes stands for all
             try:
                 held.enter_context(held_lock(folder / ".lock"))
             except BlockingIOError as error:
@@ -423,6 +442,8 @@ def _train(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     ema = {name: value.detach().float().clone() for name, value in _plain(model).named_parameters()} if ema_decay else None
     totals, history, start, seconds_before = _Totals(), History(), 0, 0.0
+    rank, ranks = rank_and_size()
+    same_weights(_plain(model))
     if saved is not None:
         _restore(saved, model, optimizer, ema, totals)
         set_rng_state(saved.tensors, saved.state["rng"])
@@ -439,6 +460,11 @@ def _train(
         return TrainingDiverged(f"step {step}: {what}; {kept}", step, history.checkpoint)
 
     def write_checkpoint(done: int) -> None:
+        if ranks > 1:  # the first process writes, and what it writes has to be everybody's
+            totals.sums = {key: torch.as_tensor(totals.sums[key], dtype=torch.float32, device=device) for key in sorted(totals.sums)}
+            average(totals.sums.values())
+            if rank:
+                return
         tensors = _tensors_of(model, optimizer, ema, totals)
         broken = _broken_tensors(tensors, model)
         if broken:
@@ -455,7 +481,7 @@ def _train(
             kept = f"the newest checkpoint is {history.checkpoint}" if history.checkpoint else "there is no checkpoint"
             raise TrainingStopped(f"stopped after step {done} of {steps}: {error}; {kept}", done, history.checkpoint) from error
 
-    with _progress_bar(steps, start, progress) as bar:
+    with _progress_bar(steps, start, progress and rank == 0) as bar:
         for step in range(start, steps):
             rate = learning_rate(step, steps, config["lr"], config["warmup"], config["decay"])
             for group in optimizer.param_groups:
@@ -463,6 +489,12 @@ def _train(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16):
                 loss, report = loss_fn(model, step)
             loss.backward()
+            if ranks > 1:  # everybody goes on with the same loss and gradients, and stops in the same step
+                average_gradients(model, parameters)
+                loss, asked = loss.detach().clone(), torch.tensor(float(bool(stop)), device=device)
+                average([loss, asked])
+                if asked > 0:
+                    stop.setdefault("signal", signal.SIGTERM)
             norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
             bad = ~(loss.detach().isfinite() & norm.isfinite())
             if device.type == "cpu":  # looking costs nothing here: the weights stay clean
@@ -483,7 +515,7 @@ def _train(
                 raise diverged(bad_step, "the loss or its gradient is not finite")
             if row_due:
                 seconds = seconds_before + time.perf_counter() - began
-                means = totals.take()
+                means = _over_ranks(totals.take(), ranks, device)
                 row = {"step": done, "loss": means.pop("loss"), "lr": rate, "seconds": round(seconds, 3), **means}
                 if "samples" in row:
                     passed = seconds - (history.rows[-1]["seconds"] if history.rows else 0.0)
@@ -493,8 +525,9 @@ def _train(
                 if "samples" in row:
                     shown["samples/s"] = f"{row['samples_per_second']:.0f}"
                 bar.set_postfix(shown, refresh=False)
-                if on_log is not None:
+                if on_log is not None and rank == 0:
                     on_log(row)
+                    _show_scores(row)
             bar.update()
             if checkpoint_due:
                 write_checkpoint(done)
