@@ -2122,4 +2122,5 @@ d = { 'settings': { 'branch': 'main',
                                        'compute_layers.window._widget_class': ('window.html#_widget_class', 'compute_layers/window.py'),
                                        'compute_layers.window.attention_map': ('window.html#attention_map', 'compute_layers/window.py'),
                                        'compute_layers.window.heat': ('window.html#heat', 'compute_layers/window.py'),
+                                       'compute_layers.window.players': ('window.html#players', 'compute_layers/window.py'),
                                        'compute_layers.window.shelf': ('window.html#shelf', 'compute_layers/window.py')}}}
