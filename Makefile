@@ -46,8 +46,8 @@ docs: $(READY) ## build the site into _docs/ from the executed notebooks
 bench: $(READY) ## measure the speeds and write bench/results.md
 	OMP_NUM_THREADS=$(THREADS) SDL_VIDEODRIVER=dummy python -m bench
 
-play: $(READY) ## play the game with the arrow keys
-	python -m compute_layers.game.play
+play: $(READY) $(if $(WATCH),data) ## play the game with the arrow keys; WATCH=oracle or a name in data/weights/: watch it
+	python -m compute_layers.game.play $(if $(WATCH),--watch $(WATCH)) $(if $(WALLS),--walls)
 
 data: $(READY) ## fetch the weights that data.dvc names
 	@dvc pull --quiet

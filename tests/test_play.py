@@ -51,3 +51,24 @@ def test_as_a_program():
     )
     assert done.stdout.strip().endswith("score 0") and done.returncode == 0, done.stderr
     assert subprocess.run([sys.executable, "-m", "compute_layers.game.play", "--size", "-1"], capture_output=True).returncode == 2
+
+
+def test_a_mind_is_watched_and_the_arrows_rest():
+    player = play.Player(seed=2, size=64, fps=play.MOVES_A_SECOND, watch="oracle")
+    pygame, heading = player.window.pygame, player.info["heading"]
+    pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_RIGHT))
+    player.handle()
+    assert player.steps == 0 and player.info["heading"] == heading
+    assert "oracle plays" in pygame.display.get_caption()[0]
+    assert player.run(frames=player.par + 1) == 1 and player.over and player.steps == player.par
+
+
+def test_nobody_of_that_name_is_said_in_one_line():
+    done = subprocess.run([sys.executable, "-m", "compute_layers.game.play", "--watch", "nobody"], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "SDL_VIDEODRIVER": "dummy"})
+    assert done.returncode == 1 and "nobody called 'nobody'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_game_imports_no_mind():
+    program = "import sys, compute_layers.game.play; print([m for m in sys.modules if m.startswith('compute_layers.') and m.split('.')[1] in ('rl', 'brain', 'minds')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip().endswith("[]")

@@ -10,13 +10,16 @@ import torch
 
 from compute_layers.game import levels, picture
 from compute_layers.lab.weights import WeightsError
+from compute_layers.rl.curriculum import Ladder, Lessons, Replay
 from compute_layers.rl.evaluate import film, interquartile_mean, median_room, play, save_film
 from compute_layers.rl.eyes import Eyes, Through
 from compute_layers.rl.grpo import GRPOConfig, grpo
 from compute_layers.rl.imitation import ImitationConfig, imitate
 from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
 from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
-from compute_layers.rl.rollout import STAGES, Act, Episodes, Rollout, Rooms, collect
+from compute_layers.rl.preferences import Taste, film_pairs, optimise
+from compute_layers.rl.rollout import STAGES, Act, Episodes, Rollout, Rooms, Stage, collect
+from compute_layers.rl.sight import SIGHT_SIZE, look
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +82,7 @@ def test_no_room_is_played_twice_and_none_is_of_the_examination():
             Rooms(2, seed=seed)
 
 
-@pytest.mark.parametrize("wrong, says", [(dict(n=0), "at least 1"), (dict(n=2, obs="smell"), "state, ego, top"), (dict(n=2, stage="attic"), "near, room, walls")])
+@pytest.mark.parametrize("wrong, says", [(dict(n=0), "at least 1"), (dict(n=2, obs="smell"), "state, sight, ego, top"), (dict(n=2, stage="attic"), "near, room, walls")])
 def test_what_cannot_be_is_refused_by_name(wrong, says):
     with pytest.raises(ValueError, match=says):
         Rooms(**wrong)
@@ -225,3 +228,75 @@ def test_groups_play_the_same_levels_and_rooms_must_fit():
     assert rows[-1]["frames"] >= 3000 and 0 <= rows[0]["silent"] <= 1
     with pytest.raises(ValueError, match="8 groups of 8 tries need 64 rooms, got 60"):
         next(grpo(Rooms(60), Policy(PolicyConfig()), config))
+
+
+# -- curricula, sight ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ladder_gives_every_lesson_its_own_time_and_goes_up_with_success():
+    stages = (Stage("close", 5, max_offset=0.15, exits=False), Stage("far", 9, max_offset=0.9, exits=False), STAGES["walls_two_gold"])
+    ladder = Ladder(stages, enough=0.5, memory=16)
+    rooms = Lessons(32, ladder, "walls_two_gold", seed=3)
+    assert rooms.observe().shape == (32, SIGHT_SIZE)
+    ends = []
+    for _ in range(5):
+        ends.append(rooms.step(np.zeros(32, int)))  # nobody moves: every lesson of 5 steps runs out
+    assert not ends[3].truncated.any() and ends[4].truncated.all() and ladder.rung == 0
+    ladder.ended(np.zeros(16, int), np.arange(16), np.ones(16, bool), None)
+    assert ladder.rung == 1
+    for _ in range(5):
+        rooms.step(np.zeros(32, int))
+    assert (rooms.lesson == 1).sum() > 20 and not ends[4].terminated.any()
+    with pytest.raises(ValueError, match="does not fit into stage 'near'"):
+        Lessons(4, Ladder(stages), "near")
+    with pytest.raises(ValueError, match="enough must lie"):
+        Ladder(enough=0)
+
+
+def test_replay_hears_the_regret_of_the_level_that_was_played():
+    replay = Replay("near", store=64)
+    rooms = Lessons(4, replay, "near", seed=1)
+    rollout = Rollout.allocate(40, rooms.observe())
+    levels_at_start = rooms.level.copy()
+    collect(rooms, uniform, rollout, torch.Generator().manual_seed(0))
+    gain = torch.zeros(40, 4)
+    first_end = [int(rollout.done[:, i].int().argmax()) for i in range(4)]
+    gain[0, 2] = 3.0  # in the first episode of room 2, one step was a surprise
+    gain[1, 3] = -5.0  # what went worse than foreseen is no regret
+    rooms.told(rollout, gain)
+    known = dict(zip(replay.indices.tolist(), replay.scores.tolist()))
+    assert known[levels_at_start[2]] == pytest.approx(3.0 / (first_end[2] + 1))
+    assert all(score == 0 for index, score in known.items() if index >= 0 and index != levels_at_start[2])
+
+
+def test_sight_does_not_depend_on_where_north_is():
+    world = levels.walls(9, 40)
+    turned = world.copy()  # the room on its side: x becomes 1 - y, y becomes x
+    for name in ("agent", "gold"):
+        array = getattr(world, name)
+        getattr(turned, name)[...] = np.stack([1 - array[..., 1], array[..., 0]], -1)
+    turned.walls[..., 0], turned.walls[..., 1] = 1 - world.walls[..., 1], world.walls[..., 0]
+    turned.walls[..., 4] = world.walls[..., 4] + np.pi / 2
+    turned.heading[:] = world.heading + np.pi / 2
+    absent = world.walls[..., 2] == 0
+    turned.walls[absent] = 0
+    np.testing.assert_allclose(look(turned), look(world), atol=1e-5)
+
+
+# -- behind a brain, preferences --------------------------------------------------------------------------------------------------
+
+
+def test_taste_is_refused_where_its_rater_is_blind():
+    with pytest.raises(ValueError, match="obs='state'"):
+        film_pairs(Rooms(4, obs="ego", size=16), Policy(PolicyConfig("ego", 16, channels=(2, 2), looked=4)), 4)
+
+
+def test_a_price_on_the_nats_keeps_a_policy_near_its_reference():
+    torch.manual_seed(0)
+    reference, taste = Policy(PolicyConfig()), Taste()
+    gone = {}
+    for price in (0.0, 3.0):
+        policy = Policy(PolicyConfig())
+        policy.load_state_dict(reference.state_dict())
+        gone[price] = list(optimise(Rooms(32), policy, [taste], reference, PPOConfig(frames=16_384, lr=1e-3, entropy_weight=0.0), price=price))[-1]["nats"]
+    assert gone[3.0] < 0.5 * gone[0.0]

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from compute_layers.rl.dqn import td_targets
 from compute_layers.rl.grpo import GroupBatch, GRPOConfig, group_advantages, grpo_loss
 from compute_layers.rl.ppo import Batch, PPOConfig, advantages, ppo_loss
+from compute_layers.rl.preferences import preference_loss
+from compute_layers.rl.reinforce import reinforce_loss
 from compute_layers.rl.rollout import Act
 
 STEPS, ROOMS, WIDTH, ACTIONS = 24, 6, 5, 4
@@ -153,3 +156,41 @@ def test_a_guide_is_weighted_by_what_the_policy_would_have_done():
         loss, _ = grpo_loss(Act(logits, nothing), batch, GRPOConfig(guide=guide, entropy_weight=0.0))
         gradients[guide] = float(torch.autograd.grad(loss, logits)[0][0, 0])
     assert gradients["weighted"] == pytest.approx(gradients["naive"] * 0.01, rel=1e-4) and gradients["naive"] < 0
+
+
+def test_reinforce_is_the_score_function_of_torch_distributions():
+    torch.manual_seed(2)
+    logits, actions, worth = torch.randn(50, ACTIONS, requires_grad=True), torch.randint(0, ACTIONS, (50,)), torch.randn(50)
+    loss, report = reinforce_loss(logits, actions, worth, entropy_weight=0.02)
+    theirs = torch.distributions.Categorical(logits=logits)
+    expected = -(theirs.log_prob(actions) * worth).mean() - 0.02 * theirs.entropy().mean()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_q_targets_are_those_of_the_papers_number_by_number(double):
+    "Mnih et al. 2015, and van Hasselt et al. 2016, equation 4, in plain Python."
+    rng = np.random.default_rng(5)
+    rewards, over = rng.random(40), rng.random(40) < 0.2
+    online, target = rng.normal(size=(2, 40, ACTIONS))
+    expected = []
+    for r, end, mine, its in zip(rewards, over, online.tolist(), target.tolist()):
+        then = its[max(range(ACTIONS), key=mine.__getitem__)] if double else max(its)
+        expected.append(r if end else r + 0.9 * then)
+    ours = td_targets(*(torch.from_numpy(part) for part in (rewards, over, online, target)), 0.9, double)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+    other = td_targets(*(torch.from_numpy(part) for part in (rewards, over, online, target)), 0.9, not double)
+    assert np.abs(other.numpy() - ours.numpy()).max() > 0.01, "a batch that cannot tell the two apart compares nothing"
+
+
+def test_preferences_are_bradley_and_terry():
+    rng = np.random.default_rng(6)
+    worth, counted, first = rng.normal(size=(30, 2, 7)), rng.random((30, 2, 7)) < 0.8, (rng.random(30) < 0.5).astype(float)
+    total = 0.0
+    for w, c, f in zip(worth, counted, first):
+        a, b = (sum(x for x, here in zip(w[k], c[k]) if here) for k in (0, 1))
+        odds = math.exp(a) / (math.exp(a) + math.exp(b))
+        total -= math.log(odds if f else 1 - odds)
+    ours = preference_loss(torch.from_numpy(worth), torch.from_numpy(counted), torch.from_numpy(first))
+    assert float(ours) == pytest.approx(total / 30, abs=1e-5)
