@@ -32,6 +32,8 @@ run.save_metrics({{"resumed": run.resumed}})
 
 RAY = """
 import os, socket, sys, time
+import psutil
+import ray._private.node as nodes
 import ray._private.services as services
 from ray.cluster_utils import Cluster
 
@@ -46,6 +48,28 @@ def patient(*arguments, once=services.get_node):  # Ray gives a node 30 s to sta
             time.sleep(1)
 
 services.get_node = patient
+
+def settled(family=psutil.Process()):  # a raylet gives its agents 15 s, fixed: let the dashboard's ten processes finish loading before
+    def used():
+        total = 0.0
+        for process in family.children(recursive=True):
+            try:
+                total += sum(process.cpu_times()[:2])
+            except psutil.Error:
+                pass
+        return total
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        before = used()
+        time.sleep(3)
+        if used() - before < 0.4:
+            return
+
+def start_when_quiet(self, start=nodes.Node.start_ray_processes):
+    settled()
+    start(self)
+
+nodes.Node.start_ray_processes = start_when_quiet
 
 def ports():  # of a node's agents: those that are named need not be waited for, 15 s at most
     taken = [socket.socket() for _ in range(4)]
