@@ -54,6 +54,44 @@ def test_the_reference_scores_one(name: str) -> None:
     assert result.low - 0.02 <= 1 <= result.high + 0.02, result
 
 
+@pytest.mark.parametrize("name, steps, episodes, whole", [("atari-freeway", 700, 2, 2048 / 700), ("atari-pong", 1200, 1, 1), ("atari-breakout", 400, 2, 1), ("atari-robotank", 300, 1, 1), ("crafter", 300, 5, 1)])
+def test_the_heavy_arenas_have_an_honest_zero_too(name: str, steps: int, episodes: int, whole: float) -> None:
+    "Their episodes are long: three constants are played, part of an episode, and the return is scaled to a whole one where it grows evenly."
+    if not arenas.available(arenas.ARENAS[name]):
+        pytest.skip("its package is not installed")
+    if name not in ANCHORS:
+        pytest.skip("no anchors are declared")
+    arena = arenas.get_arena(name, ANCHORS)
+    zero, one = arena.facts["trivial"], arena.facts["reference"]
+    assert one["return"] > zero["return"] and score.score([one["return"]] * 10, arena).score == pytest.approx(1)
+    assert zero["searched"]["candidates"] > len(arena.actions), "every constant was a candidate"
+    assert zero["seeds_from"] != zero["searched"]["seeds_from"], "measured on seeds on which it was not chosen"
+    env = arena.make("state")
+    best = -np.inf
+    for action in range(min(3, len(arena.actions))):
+        returns = []
+        for seed in EXAM[:episodes]:
+            env.reset(seed=seed)
+            total = 0.0
+            for _ in range(steps):
+                _, reward, terminated, truncated, _ = env.step(action)
+                total += reward
+                if terminated or truncated:
+                    break
+            returns.append(total)
+        best = max(best, float(np.mean(returns)) * whole)
+    assert score.normalised([best], arena)[0] <= 0.25, f"a constant earns {best}, the zero is {zero['return']}"
+
+
+def test_the_command_of_the_house_reaches_the_league(capsys: pytest.CaptureFixture) -> None:
+    from compute_layers.lab import commands
+
+    assert "league" in commands.room_programs()
+    assert commands.main(["league", "list", "--preset", "smoke"]) == 0
+    assert "cartpole: always 1, random, open loop, rules" in capsys.readouterr().out
+    assert commands.main(["league", "verify", "nowhere"]) == 1
+
+
 def test_an_arena_without_anchors_is_refused() -> None:
     with pytest.raises(ValueError, match="has no anchors.*declare them first"):
         arenas.get_arena("cartpole", {})
@@ -193,6 +231,37 @@ def test_only_the_guilty_episode_is_lost() -> None:
     assert [bool(e.lost) for e in episodes] == [False, False, True, False]
     alone = play.play_guarded(arenas.ARENAS["cartpole"], Constant(1), [8])
     assert episodes[3].digest == alone[0].digest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a row says
+
+def test_a_row_tells_energy_and_time_with_their_source(two_leagues) -> None:
+    for row in two_leagues[0][1]:
+        assert row["energy"]["measured"] == (not row["energy"]["source"].startswith("model")), "what is modelled is not called measured"
+        assert row["latency"]["p50"] <= row["latency"]["p95"] <= row["latency"]["p99"]
+        assert row["hardware_instructions"] is None and "not counted" in row["hardware_source"] or row["hardware_instructions"] > 0
+
+
+@pytest.mark.skipif(valgrind() is None, reason="valgrind is not installed")
+def test_the_cpu_counts_what_callgrind_counts(two_leagues) -> None:
+    for row in two_leagues[0][1]:
+        if row["hardware_instructions"] is None:
+            pytest.skip(row["hardware_source"])
+        assert row["hardware_instructions"] == pytest.approx(row["instructions"], rel=0.1), row["mind"]
+
+
+def test_a_cascade_asks_the_same_dice_in_a_batch_and_alone() -> None:
+    from compute_layers.league.lower import Cascade
+    from compute_layers.minds.trees import grow_tree
+
+    states = np.random.default_rng(0).uniform(-1, 1, (200, 4)).astype(np.float32)
+    cheap = grow_tree(states, (states[:, 2] > 0).astype(int), 2, leaves=4)
+    cheap.purity = np.where(np.arange(len(cheap.purity)) % 2, 0.2, 1.0)  # unsure in half of its leaves
+    mind = Cascade(cheap, Odds([1.0, 1.0]), 0.5)
+    together = play.play_guarded(arenas.ARENAS["cartpole"], mind, [30, 31, 32])
+    alone = play.play_guarded(arenas.ARENAS["cartpole"], mind, [32])
+    assert together[2] == alone[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

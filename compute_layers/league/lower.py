@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,14 +53,14 @@ def machine_code(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = "import numba\nimport numpy\n\n\n@numba.njit(cache=True)\n" + source + (
         "\n\n@numba.njit(cache=True)\ndef decide_all(states):\n    out = numpy.empty(len(states), numpy.int64)\n    for i in range(len(states)):\n        out[i] = decide(states[i])\n    return out\n")
-    name = "tree_" + hashlib.sha256(text.encode()).hexdigest()[:24]
+    name = "compute_layers_tree_" + hashlib.sha256(text.encode()).hexdigest()[:24]
     file = folder / f"{name}.py"
     if not file.is_file() or file.read_text() != text:
         part = folder / f"{name}.{os.getpid()}.part"
         part.write_text(text)
         os.replace(part, file)
     found = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(found)
+    module = sys.modules[name] = importlib.util.module_from_spec(found)  # numba's cache finds a function's module by its name
     found.loader.exec_module(module)
     return module.decide_all
 
