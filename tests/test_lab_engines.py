@@ -207,10 +207,10 @@ def run_and_remove_a_node(queue: Queue, engine, cluster: ClusterProcess) -> None
 
 
 def test_ray_loses_a_node(eight, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
     token, port = secrets.token_hex(32), free_port()
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # before Ray is imported: it looks once
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    pytest.importorskip("ray")
     cluster = ClusterProcess(tmp_path, RAY, str(port), RAY_USAGE_STATS_ENABLED="0", RAY_DASHBOARD_STARTUP_TIMEOUT_S="400")
     try:
         cluster.said("up")
