@@ -54,9 +54,9 @@ def test_the_reference_scores_one(name: str) -> None:
     assert result.low - 0.02 <= 1 <= result.high + 0.02, result
 
 
-@pytest.mark.parametrize("name, steps, episodes, whole", [("atari-freeway", 700, 2, 2048 / 700), ("atari-pong", 1200, 1, 1), ("atari-breakout", 400, 2, 1), ("atari-robotank", 300, 1, 1), ("crafter", 300, 5, 1)])
-def test_the_heavy_arenas_have_an_honest_zero_too(name: str, steps: int, episodes: int, whole: float) -> None:
-    "Their episodes are long: three constants are played, part of an episode, and the return is scaled to a whole one where it grows evenly."
+@pytest.mark.parametrize("name, steps, episodes", [("atari-freeway", 2048, 1), ("atari-pong", 2048, 1), ("atari-breakout", 400, 2), ("atari-robotank", 300, 1), ("crafter", 300, 5)])
+def test_the_heavy_arenas_have_an_honest_zero_too(name: str, steps: int, episodes: int) -> None:
+    "Their episodes are long: three constants are played for so many steps, which is all there is to earn for a constant."
     if not arenas.available(arenas.ARENAS[name]):
         pytest.skip("its package is not installed")
     if name not in ANCHORS:
@@ -79,8 +79,8 @@ def test_the_heavy_arenas_have_an_honest_zero_too(name: str, steps: int, episode
                 if terminated or truncated:
                     break
             returns.append(total)
-        best = max(best, float(np.mean(returns)) * whole)
-    assert score.normalised([best], arena)[0] <= 0.25, f"a constant earns {best}, the zero is {zero['return']}"
+        best = max(best, float(np.mean(returns)))
+    assert score.normalised([best], arena)[0] <= 0.02, f"a constant earns {best}, the zero is {zero['return']}"
 
 
 def test_the_command_of_the_house_reaches_the_league(capsys: pytest.CaptureFixture) -> None:
