@@ -90,7 +90,8 @@ def convert(notebook: Path) -> dict:
             label = "Imports" if all(line.startswith(("import ", "from ")) for line in lines) else "Source"
             metadata = {"tags": ["hide-input"], "mystnb": {"code_prompt_show": label, "code_prompt_hide": label}}
         cells.append(cell | {"source": source, "metadata": metadata})
-    return content | {"cells": cells}
+    # A widget's saved state would make the page load scripts from elsewhere; its text is shown instead (conf.py).
+    return content | {"cells": cells, "metadata": {key: value for key, value in content["metadata"].items() if key != "widgets"}}
 
 
 def _title_and_lead(notebook: Path) -> tuple[str, str]:
