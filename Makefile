@@ -24,7 +24,7 @@ THREADS ?= 1
 NBDEV_SECONDS ?= 1800
 TIMEOUT := $(shell command -v timeout >/dev/null 2>&1 && echo timeout $(NBDEV_SECONDS))
 
-.PHONY: help tutorial test lab docs bench play data readme export lock clean
+.PHONY: help tutorial test clusters lab docs bench play data readme export lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,7 +34,10 @@ tutorial: $(READY) data ## run nbs/tutorialQA.ipynb as a job (PRESET=cpu) and pr
 
 test: $(READY) data ## run every notebook, then pytest
 	OMP_NUM_THREADS=$(THREADS) $(TIMEOUT) nbdev_test
-	OMP_NUM_THREADS=$(THREADS) SDL_VIDEODRIVER=dummy python -m pytest -n auto --dist loadfile tests
+	OMP_NUM_THREADS=$(THREADS) SDL_VIDEODRIVER=dummy python -m pytest -n auto --dist loadfile -m "not cluster" tests
+
+clusters: $(READY) data ## the tests that need quiet cores: a Ray and a Dask cluster that lose a node
+	OMP_NUM_THREADS=$(THREADS) python -m pytest tests/test_lab_engines.py -k loses
 
 lab: $(READY) data ## open JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. $(LAB_FLAGS)

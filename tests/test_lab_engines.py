@@ -1,7 +1,8 @@
 """The queue's jobs on other machines: real Ray and Dask clusters of two nodes on loopback, one of which dies in the middle, and submitit's processes.
 
 The jobs are notebooks that take a few seconds of sleep, so that two busy cores can afford them. CLUSTER_NOTEBOOK=nbs/tutorialQA.ipynb runs
-eight smoke runs of that tutorial in this checkout instead, and CLUSTER_REPORT=FILE writes what was counted.
+eight smoke runs of that tutorial in this checkout instead, and CLUSTER_REPORT=FILE writes what was counted. Ray's twenty processes start within its own
+fixed limits only on cores that nothing else uses: its test runs by `make clusters`, not in `make test`.
 """
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -196,8 +198,10 @@ def run_and_remove_a_node(queue: Queue, engine, cluster: ClusterProcess) -> None
     for folder in folders:  # one success each, in the lab's own books …
         outcomes = [json.loads(path.read_text())["status"] for path in folder.glob(".outcome-*")]
         assert outcomes.count(0) == 1, (folder, outcomes)
-    if (ledger := queue.root / "runs" / "ledger.txt").exists():  # … and in the jobs' own
-        assert sorted(ledger.read_text().split()) == sorted(folder.name for folder in folders)
+    if (ledger := queue.root / "runs" / "ledger.txt").exists():  # what the programs did beside it: once, but for those whose node died after it and before their outcome
+        lines, at_risk = Counter(ledger.read_text().split()), {(queue.root / queue.job(number).folder).name for number in handed}
+        assert set(lines) == {folder.name for folder in folders}
+        assert all(count == 1 or (name in at_risk and count == 2) for name, count in lines.items()), lines
     again = [job.id for job in jobs if job.tries > 1 or len(json.loads((queue.root / job.folder / "run.json").read_text()).get("resumed", []))]
     until(lambda: no_process_of(queue.root), 30)
     if report := os.environ.get("CLUSTER_REPORT"):
@@ -206,6 +210,7 @@ def run_and_remove_a_node(queue: Queue, engine, cluster: ClusterProcess) -> None
                                    "seconds": round(time.monotonic() - began, 1)}) + "\n")
 
 
+@pytest.mark.cluster
 def test_ray_loses_a_node(eight, tmp_path, monkeypatch):
     token, port = secrets.token_hex(32), free_port()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # before Ray is imported: it looks once
