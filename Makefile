@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 READY := $(VENV)/.ready
-EXTRAS := lab,docs,dev,cluster,arenas
+EXTRAS := lab,live,docs,dev,cluster,arenas
 # Everything runs with the environment's own commands, never with others of the same name.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
