@@ -229,6 +229,15 @@ def parameters_cells(path: Path) -> list[dict]:
     return [c for c in read(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
 
 
+def test_a_run_that_is_resumed_may_save_its_weights_again() -> None:
+    "A run that was killed between its weights and its end has weights already."
+    for path in notebooks():
+        for cell in read(path)["cells"]:
+            for call in re.findall(r"save(?:_policy|_weights)?\((?:[^()]|\([^()]*\))*run\.path\(\"weights\"\)[^\n]*", cell["source"]):
+                if "IN_TEST" not in cell["source"] and path.parent.name != "lab":
+                    assert "replace=run.resumed" in call or "replace=self.run.resumed" in call, f"{path.name}: {call}"
+
+
 def test_every_tutorial_has_one_parameters_cell() -> None:
     for path in NBS.glob("tutorial*.ipynb"):
         assert len(parameters_cells(path)) == 1, path.name

@@ -172,6 +172,30 @@ def test_run_stop_and_resume_from_the_command_line(home):
     assert [path.name for path in home.glob("runs/*")] == [folder.name]
 
 
+def test_a_run_folder_holds_all_that_happened(home):
+    pytest.importorskip("papermill")
+    write_notebook(home / "nbs" / "demo.ipynb", GUARD, PARAMETERS, RUN, TRAIN)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], cwd=home, check=True)
+    (home / ".git" / "info" / "exclude").write_text("/runs/\n")
+    (home / "settings.ini").write_text("[DEFAULT]\nlib_name = compute_layers\nchanged = yes\n")
+    child = cli("run", "nbs/demo.ipynb", "-p", "steps", "30", "--no-html")
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    (folder,) = home.glob("runs/*")
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "demo.ipynb", "demo.log", "run.json", "diff.patch", "metrics.json", "loss.csv", "checkpoints"}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["parameters"] == {"steps": 30, "lr": 1e-3, "preset": "smoke"} and record["seeds"] == [7]
+    assert record["commit"] == subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True).stdout.strip()
+    assert record["diff"] == "diff.patch" and "+changed = yes" in (folder / "diff.patch").read_text() and record["data"] == "0123abcd.dir"
+    assert {"cpu", "cores", "gpu", "system"} <= set(record["device"]) and {"python", "torch", "numpy", "compute_layers"} <= set(record["versions"])
+    assert record["started"] < record["ended"] and record["command"] == "compute_layers run nbs/demo.ipynb -p steps 30"
+    assert str(folder.relative_to(home)) in (folder / "demo.log").read_text()  # what the cells printed
+    assert json.loads((folder / "metrics.json").read_text())["accuracy"] == {"left_right": 0.991}
+
+
 def test_a_failing_notebook_fails_and_shows_why(home):
     pytest.importorskip("papermill")
     write_notebook(home / "nbs" / "demo.ipynb", "print('so far')", "x = 1", "raise KeyError('a reason')")

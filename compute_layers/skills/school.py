@@ -164,7 +164,7 @@ class School:
 
     def _save(self, **more) -> None:
         raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed}
-        brains.save(self.brain, self.run.path("weights"), raised=raised, **more)
+        brains.save(self.brain, self.run.path("weights"), replace=self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
         """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights."""
