@@ -62,7 +62,7 @@ def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F8
     done = max(int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("*.safetensors"))
     assert 0 < done < 400 and "TrainingStopped" in (folder / "demo.ipynb").read_text()
 
-    assert main(["job", "resume", "1"]) == 0
+    assert main(["job", "resume", "1", "--no-worker"]) == 0
     second.work(until_empty=True, every=0.1)
     assert queue.job(1).state == "done", queue.job(1)
     assert json.loads((folder / "metrics.json").read_text())["resumed_from"] == done
@@ -82,6 +82,89 @@ def test_a_notebook_that_fails_and_mistakes(queue, home, capsys):  # noqa: F811
                             (["job", "stop", "7"], "no job 7"), (["job", "run", "nbs/demo.ipynb", "-p", "stesp=1"], "did you mean 'steps'")):
         assert main(arguments) == 1
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+COUNTS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND), b"x"))
+open(sys.argv[1] + ".up", "w")
+time.sleep(60)
+"""
+
+
+def test_a_job_is_told_once_to_stop(queue, home):  # noqa: F811
+    """A step may take a while; `compute_layers run` takes a second SIGTERM as the wish to kill it without a checkpoint."""
+    told = home / "told"
+    hot = [Gpu("A", 70_000, 80_000, 95)]
+    worker = Worker(queue, lambda: [], command=lambda job: [sys.executable, "-c", COUNTS, str(told)])
+    queue.add("nbs/demo.ipynb", device="cpu")
+    worker.look()
+    until(lambda: told.with_name("told.up").exists(), 20)
+    queue.change(1, slot="A")
+    worker.gpus = lambda: hot
+    for _ in range(3):  # too hot at three looks, then stopped twice
+        worker.look()
+    assert queue.job(1).message.startswith("put off")
+    for _ in range(2):
+        queue.stop(1)
+        worker.look()
+    until(lambda: told.exists(), 20)
+    time.sleep(0.3)
+    assert told.read_text() == "x" and queue.job(1).state == "stopping"
+
+
+def test_what_a_killed_job_leaves_is_ended(queue, home):  # noqa: F811
+    """Its papermill and its kernel live in a group of their own: they would train on, in a slot that is given to another."""
+    import psutil
+
+    code = ("import os, subprocess, sys, time\nenvironment = {**os.environ, 'COMPUTE_LAYERS_RUN_FOLDER': sys.argv[1]}\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], env=environment, start_new_session=True)\n"
+            "open(sys.argv[1] + '/child', 'w').write(str(child.pid)); time.sleep(60)")
+    worker = Worker(queue, lambda: [], command=lambda job: [sys.executable, "-c", code, str(home / queue.job(job.id).folder)])
+    queue.add("nbs/demo.ipynb", device="cpu")
+    worker.look()
+    note = home / queue.job(1).folder / "child"
+    until(lambda: note.exists() and note.read_text(), 20)
+    child = int(note.read_text())
+    queue.stop(1)
+    os.kill(queue.job(1).pid, signal.SIGKILL)
+    until(lambda: worker.look() is not None and queue.job(1).state == "stopped", 60)
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, 10)
+
+
+def test_a_folder_that_is_gone_costs_one_job(queue, home, capsys):  # noqa: F811
+    """A run in use is not thrown away; and where one is gone all the same, the others go on."""
+    from compute_layers.lab.runs import held_lock
+
+    sleeper = Worker(queue, lambda: [], cpu_slots=2, command=lambda job: [sys.executable, "-c", "import time; time.sleep(60)"])
+    for _ in range(2):
+        queue.add("nbs/demo.ipynb", device="cpu")
+    (home / "runs" / "mine").mkdir()
+    with held_lock(home / "runs" / "mine" / ".lock"):
+        assert main(["discard", "runs/mine"]) == 1
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err and (home / "runs" / "mine").is_dir()
+    assert main(["discard", "runs/jobs.sqlite"]) == 1 and "the queue" in capsys.readouterr().err
+    queue.change(1, folder="runs/gone")
+    said = sleeper.look()
+    assert queue.job(1).state == "failed" and "job retry 1" in queue.job(1).message and queue.job(2).state == "running", said
+
+
+def test_resume_sees_to_a_worker_and_damage_is_said(queue, home, capsys, monkeypatch):  # noqa: F811
+    from compute_layers.lab import commands
+
+    begun = []
+    monkeypatch.setattr(commands, "_see_to_a_worker", begun.append)
+    queue.add("nbs/demo.ipynb", [("steps", "5")], device="cpu")
+    assert main(["job", "stop", "1"]) == main(["job", "resume", "1"]) == 0 and len(begun) == 1
+    assert capsys.readouterr().out.splitlines() == ["job 1: stopped before it began", "job 1: resumed"]
+    assert main(["job", "run", "nbs/demo.ipynb", "-p", "steps", "7", "-p", "lr=0.1", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": 2} and queue.job(2).parameters == [("steps", "7"), ("lr", "0.1")]
+    for path in (home / "runs").glob("jobs.sqlite*"):
+        path.unlink()
+    (home / "runs" / "jobs.sqlite").write_bytes(b"no queue" * 500)
+    assert main(["job", "list"]) == 1 and "move it away" in capsys.readouterr().err
+    assert main(["doctor"]) == 1 and "the queue of jobs is damaged" in capsys.readouterr().out
+    (home / "runs" / "jobs.sqlite").unlink()
 
 
 def test_many_writers_lose_nothing(queue, home):  # noqa: F811
@@ -132,6 +215,14 @@ def test_a_made_up_nvml(monkeypatch):
     assert read_gpus() == [Gpu("GPU-0", 1024, 8192, 60), Gpu("GPU-1", 2048, 8192, 61, (77,))]
     lost.add(0)
     assert [gpu.uuid for gpu in read_gpus()] == ["GPU-1"] and len(closed) == 2
+
+    def unsupported(card):
+        raise NVMLError("Not Supported")
+
+    fake.nvmlDeviceGetComputeRunningProcesses = unsupported  # who uses a card is not told everywhere: the card is still there
+    assert read_gpus() == [Gpu("GPU-1", 2048, 8192, 61)]
+    fake.nvmlDeviceGetCount = lambda: unsupported(0)  # the whole driver is gone
+    assert read_gpus() == []
 
     def no_driver():
         raise NVMLError("Driver Not Loaded")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'room_programs', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #4c9cb88a
+# %% ../../nbs/lab/commands.ipynb #1d8c8483
 import argparse
 import contextlib
 import difflib
@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, held_lock, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #2f365644
+# %% ../../nbs/lab/commands.ipynb #7b8d5f1c
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
 
@@ -55,7 +56,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #ceca6d95
+# %% ../../nbs/lab/commands.ipynb #37fd9c7c
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -174,7 +175,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #5075e6c0
+# %% ../../nbs/lab/commands.ipynb #a6f40c19
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -278,7 +279,7 @@ def _run_in(
         print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #10d81857
+# %% ../../nbs/lab/commands.ipynb #eedefc04
 _EPILOG = ("Exit status: 0 done; 1 refused, failed or damaged, with the reason in one line on the standard error; 2 not a command; "
            "128 + N ended by signal N. `COMMAND --help` says more.")
 
@@ -292,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute a notebook as a run, in its own folder below runs/")
     run.add_argument("notebook", type=Path)
-    run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter of the notebook")
+    run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter of the notebook; -p NAME=VALUE does it, too")
     run.add_argument("--name", help="of the run (default: the notebook's name)")
     run.add_argument("--resume", type=Path, metavar="FOLDER", help="go on in this run folder, with its parameters, from its newest checkpoint")
     run.add_argument("--no-html", action="store_true", help="do not write the report as a web page too")
@@ -333,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     job = commands.add_parser("job", help="queue notebooks, and watch over them").add_subparsers(dest="action", required=True, metavar="ACTION")
     submit = job.add_parser("run", help="queue a notebook, and start a worker if there is none")
     submit.add_argument("notebook", type=Path)
-    submit.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebook")
+    submit.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter of the notebook; -p NAME=VALUE does it, too")
+    submit.add_argument("--json", **as_json)
     submit.add_argument("--device", default="any", help="any, gpu or cpu: where it may run")
     submit.add_argument("--memory", type=int, default=0, metavar="MIB", help="of a GPU that must be free")
     submit.add_argument("--no-worker", action="store_true", help="only queue it")
@@ -341,9 +343,12 @@ def _parser() -> argparse.ArgumentParser:
         job.add_parser(action, help=said).add_argument("--json", **as_json)
     logs = job.add_parser("logs", help="what a job printed")
     logs.add_argument("-f", "--follow", action="store_true", help="and go on until it is over")
-    for parser_of in (logs, *(job.add_parser(action, help=said) for action, said in (
-        ("stop", "finish the step, write a checkpoint, stop"), ("resume", "go on from the newest checkpoint"), ("retry", "begin again in a new folder")))):
-        parser_of.add_argument("job", type=int)
+    logs.add_argument("job", type=int)
+    job.add_parser("stop", help="finish the step, write a checkpoint, stop").add_argument("job", type=int)
+    for action, said in (("resume", "go on from the newest checkpoint"), ("retry", "begin again in a new folder")):
+        again = job.add_parser(action, help=f"{said}, and start a worker if there is none")
+        again.add_argument("job", type=int)
+        again.add_argument("--no-worker", action="store_true", help="only queue it")
     work = job.add_parser("work", help="be the worker of this queue (job run starts one)")
     work.add_argument("--until-empty", action="store_true", help="end when nothing waits or runs")
     work.add_argument("--cpu-slots", type=int, default=1, help="jobs at a time on the CPU")
@@ -465,17 +470,14 @@ def _jobs(options: argparse.Namespace) -> int:
 
     queue = Queue()
     if options.action == "run":
-        pairs = [tuple(part.split("=", 1)) for part in options.parameters]
-        if wrong := [part for part, pair in zip(options.parameters, pairs) if len(pair) != 2]:
-            raise CommandError(f"a parameter is NAME=VALUE, got {wrong[0]!r}")
-        number = queue.add(Path(options.notebook).resolve(), pairs, options.device, options.memory)
-        print(f"job {number} is queued; `compute_layers job list` shows it")
-        if not options.no_worker and not worker_is_there(queue):
-            with open(queue.path.with_name("worker.log"), "ab") as log:  # it lives on when this terminal is closed
-                subprocess.Popen([sys.executable, "-c", "import sys; from compute_layers.lab.commands import main; sys.exit(main(['job', 'work', '--until-empty']))"],
-                                 cwd=queue.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        number = queue.add(Path(options.notebook).resolve(), [tuple(pair) for pair in options.parameters], options.device, options.memory)
+        print(json.dumps({"job": number}) if options.json else f"job {number} is queued; `compute_layers job list` shows it")
+        if not options.no_worker:
+            _see_to_a_worker(queue)
     elif options.action in ("list", "queue"):
         jobs = queue.jobs() if options.action == "list" else queue.jobs("queued", "running", "stopping")
+        if not jobs and not options.json:
+            print("no jobs: `compute_layers job run NOTEBOOK` queues one" if options.action == "list" else "nothing waits or runs", file=sys.stderr)
         if options.json:
             print(json.dumps([{**vars(job), "progress": progress_of(job, queue.root)} for job in jobs], indent=1))
         else:
@@ -504,7 +506,31 @@ def _jobs(options: argparse.Namespace) -> int:
         Worker(queue, cpu_slots=options.cpu_slots).work(options.until_empty)
     else:
         getattr(queue, options.action)(options.job)
+        if not getattr(options, "no_worker", True):
+            _see_to_a_worker(queue)
+        job = queue.job(options.job)
+        print(f"job {job.id}: {job.message or job.state}")
     return 0
+
+
+def _two_words(given: Sequence[str]) -> list[str]:
+    "A command line in which `-p NAME=VALUE` is `-p NAME VALUE`: both are typed."
+    words: list[str] = []
+    for before, word, after in zip(["", *given], given, [*given[1:], "-"]):
+        if before == "-p" and "=" not in word and after.startswith("-") and not re.match(r"-[\d.]", after):
+            raise CommandError(f"a parameter is -p NAME VALUE or -p NAME=VALUE, got -p {word}")
+        words += word.split("=", 1) if before == "-p" and re.match(r"[A-Za-z_]\w*=", word) else [word]
+    return words
+
+
+def _see_to_a_worker(queue: Any) -> None:
+    "Start a worker when there is none. It lives on when this terminal is closed, and ends when nothing waits or runs."
+    from compute_layers.lab.jobs import worker_is_there
+
+    if not worker_is_there(queue):
+        with open(queue.path.with_name("worker.log"), "ab") as log:
+            subprocess.Popen([sys.executable, "-c", "import sys; from compute_layers.lab.commands import main; sys.exit(main(['job', 'work', '--until-empty']))"],
+                             cwd=queue.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def _complete(options: argparse.Namespace) -> int:
@@ -582,8 +608,8 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in room_programs():
         return importlib.import_module(f"compute_layers.{given[0]}.__main__").main(given[1:])
-    options = _parser().parse_args(given)
     try:
+        options = _parser().parse_args(_two_words(given))
         status = _dispatch(options)
         sys.stdout.flush()
         return status
@@ -594,6 +620,8 @@ def main(
         return 128 + signal.SIGPIPE
     except (CommandError, JournalError, FileExistsError, FileNotFoundError, ValueError) as error:
         message = str(error)
+    except sqlite3.DatabaseError as error:
+        message = f"runs/jobs.sqlite, the queue, cannot be read ({error}): move it away (nothing else of the runs is lost), and `compute_layers job run` makes a new one"
     except RuntimeError as error:
         if type(error).__name__ not in ("WeightsError", "TrashError"):  # their modules are not imported by most commands
             raise

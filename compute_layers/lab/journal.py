@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'JournalError', 'Entry', 'read_entry', 'flat_metrics', 'new_entry', 'close_entry', 'entry_faults',
            'read_journal', 'check_journal', 'predictions', 'brier_score', 'plot_calibration', 'index_journal']
 
-# %% ../../nbs/lab/journal.ipynb #197e9a2a
+# %% ../../nbs/lab/journal.ipynb #220f0784
 import json
 import re
 import shutil
@@ -17,7 +17,7 @@ from typing import Any
 
 from .runs import repo_root
 
-# %% ../../nbs/lab/journal.ipynb #dbb1addb
+# %% ../../nbs/lab/journal.ipynb #d295944a
 VERDICTS = ("open", "confirmed", "refuted", "mixed")
 _FIELDS = ("question", "prediction", "probability", "command", "commit", "data", "seeds", "device", "result", "metrics", "verdict", "negative")
 _FILE_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-([a-z0-9]+(?:-[a-z0-9]+)*)\.md")
@@ -70,12 +70,12 @@ def _write_entry(entry: Entry) -> None:
     head = "\n".join(f"{key}: {json.dumps(entry.fields[key], ensure_ascii=False)}" for key in keys)
     entry.path.write_text(f"---\n{head}\n---\n\n{entry.body.strip()}\n", encoding="utf8")
 
-# %% ../../nbs/lab/journal.ipynb #23341efa
+# %% ../../nbs/lab/journal.ipynb #0b3cc00e
 def flat_metrics(
     metrics: Any,        # the contents of a metrics.json
     prefix: str = "",    # of the keys
 ) -> dict[str, float]:   # {"accuracy.near": 0.97, …}; only numbers
-    "Numbers of nested dictionaries (and lists, by index) under dotted keys, with underscores for spaces."
+    "Numbers of nested dictionaries (and lists, by index) under dotted keys, with underscores for spaces, commas and equals signs."
     if isinstance(metrics, dict):
         pairs = metrics.items()
     elif isinstance(metrics, list):
@@ -84,7 +84,7 @@ def flat_metrics(
         return {prefix: metrics} if isinstance(metrics, (int, float)) and not isinstance(metrics, bool) else {}
     flat: dict[str, float] = {}
     for key, value in pairs:
-        key = re.sub(r"\s+", "_", str(key))
+        key = re.sub(r"[\s,=]+", "_", str(key))
         flat |= flat_metrics(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
@@ -191,7 +191,7 @@ def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None, m
         entry.body = entry.body.replace(f"# {entry.title}", f"# {entry.title} (negative)", 1)
         entry.title += " (negative)"
 
-# %% ../../nbs/lab/journal.ipynb #5c6f9d50
+# %% ../../nbs/lab/journal.ipynb #95e88b26
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(rf"([A-Za-z_][\w./-]*)\s*=\s*({_NUMBER})(%?)")
 
@@ -279,7 +279,7 @@ def check_journal(
         raise JournalError("\n".join(faults))
     return len(entries)
 
-# %% ../../nbs/lab/journal.ipynb #62180ec3
+# %% ../../nbs/lab/journal.ipynb #0b3b42ef
 _PICTURE = "calibration.svg"  # in journal/, beside README.md
 
 
