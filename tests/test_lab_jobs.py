@@ -79,7 +79,7 @@ def test_a_notebook_that_fails_and_mistakes(queue, home, capsys):  # noqa: F811
     assert queue.job(number).state == "failed" and "status" in queue.job(number).message
     assert "a reason" in (home / queue.job(number).folder / "job.log").read_text()
     for arguments, said in ((["job", "run", "nbs/demo.ipynb", "-p", "steps"], "NAME=VALUE"), (["job", "run", "nbs/none.ipynb"], "no such notebook"),
-                            (["job", "stop", "7"], "no job 7"), (["job", "run", "nbs/demo.ipynb", "-p", "stesp=1"], "did you mean 'steps'")):
+                            (["job", "run", "settings.ini"], "cannot be read as a notebook"), (["job", "stop", "7"], "no job 7"), (["job", "run", "nbs/demo.ipynb", "-p", "stesp=1"], "did you mean 'steps'")):
         assert main(arguments) == 1
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 

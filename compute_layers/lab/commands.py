@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CommandError', 'notebook_parameters', 'metrics_table', 'run_notebook', 'room_programs', 'main']
 
-# %% ../../nbs/lab/commands.ipynb #1d8c8483
+# %% ../../nbs/lab/commands.ipynb #96759b3f
 import argparse
 import contextlib
 import difflib
@@ -26,9 +26,17 @@ from typing import Any
 from .journal import JournalError, check_journal, close_entry, flat_metrics, index_journal, new_entry
 from .runs import assigned_names, claim_run_folder, held_lock, repo_root
 
-# %% ../../nbs/lab/commands.ipynb #7b8d5f1c
+# %% ../../nbs/lab/commands.ipynb #2f097798
 class CommandError(Exception):
     "Something the user can put right; shown without a traceback."
+
+
+def _cells(path: Path) -> list[dict]:
+    "Raises CommandError for what is no notebook."
+    try:
+        return list(json.loads(path.read_text(encoding="utf8"))["cells"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(f"{_shown(path)}: cannot be read as a notebook: {error}") from error
 
 
 def notebook_parameters(
@@ -36,11 +44,7 @@ def notebook_parameters(
 ) -> dict[str, Any]:       # name -> default (… when it is not a literal)
     "The names that the cell tagged `parameters` assigns. Raises CommandError when there is no such notebook or cell."
     path = Path(notebook)
-    try:
-        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path}: cannot be read as a notebook: {error}") from error
-    for cell in cells:
+    for cell in _cells(path):
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             return assigned_names("".join(cell["source"]))
     raise CommandError(f"{path}: no cell is tagged 'parameters', so nothing can be passed with -p")
@@ -56,7 +60,7 @@ def _refuse_unknown(names: Sequence[str], known: Sequence[str], notebook: Path) 
     if faults:
         raise CommandError(f"{'; '.join(faults)}. {_shown(notebook)} knows: {', '.join(known)}")
 
-# %% ../../nbs/lab/commands.ipynb #37fd9c7c
+# %% ../../nbs/lab/commands.ipynb #9af33c2d
 _GRACE = 60.0  # seconds from the request to stop until what is left is killed
 
 
@@ -175,7 +179,7 @@ def _run_papermill(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lab/commands.ipynb #a6f40c19
+# %% ../../nbs/lab/commands.ipynb #a01e53c9
 def metrics_table(
     metrics: dict[str, Any], # the contents of a metrics.json
 ) -> str:
@@ -214,6 +218,7 @@ def run_notebook(
     notebook = Path(notebook).resolve()
     if not notebook.is_file():
         raise CommandError(f"{_shown(notebook)}: there is no such notebook")
+    _cells(notebook)
     known = notebook_parameters(notebook) if parameters or resume else {}
     _refuse_unknown([key for key, _ in parameters], list(known), notebook)
     root = repo_root(notebook.parent)
@@ -279,7 +284,7 @@ def _run_in(
         print(f"report: {_shown(page or report)}")
     return 0
 
-# %% ../../nbs/lab/commands.ipynb #eedefc04
+# %% ../../nbs/lab/commands.ipynb #07504c94
 _EPILOG = ("Exit status: 0 done; 1 refused, failed or damaged, with the reason in one line on the standard error; 2 not a command; "
            "128 + N ended by signal N. `COMMAND --help` says more.")
 
@@ -451,12 +456,15 @@ def _throw_away(options: argparse.Namespace) -> int:
 
     if options.command == "discard":
         for path in options.path:
-            print(f"{_shown(path)} → {_shown(trash.discard(path))}; `compute_layers trash restore {path.name}` puts it back")
+            print(f"{_shown(path)} → {_shown(trash.discard(path))}; `compute_layers trash restore {path.name}` puts it back, `trash empty` deletes it after {trash.RETENTION.days} days")
     elif options.action == "list" and options.json:
         print(json.dumps([{"name": thing.name, "folder": _shown(thing.folder), "came_from": thing.came_from, "at": thing.at.isoformat()} for thing in trash.trash()], indent=1))
     elif options.action == "list":
-        for thing in trash.trash():
-            print(f"{thing.at:%Y-%m-%d %H:%M}  {thing.folder.name}  from {thing.came_from}")
+        things = trash.trash()
+        for thing in things:
+            print(f"{thing.at:%Y-%m-%d %H:%M}  {thing.folder.name}  from {thing.came_from}  kept until {thing.at + trash.RETENTION:%Y-%m-%d}")
+        if not things:
+            print("nothing is in the trash", file=sys.stderr)
     elif options.action == "restore":
         print(_shown(trash.restore(options.name)))
     else:

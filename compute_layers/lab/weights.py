@@ -6,7 +6,7 @@
 __all__ = ['LEDGER_FILE', 'WeightsError', 'save_weights', 'read_description', 'read_weights', 'fit_weights', 'weights_line',
            'fallen', 'fallen_skills', 'promote']
 
-# %% ../../nbs/lab/weights.ipynb #14c19928
+# %% ../../nbs/lab/weights.ipynb #b46b89f0
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .checkpoint import sync_folder, write_atomically
 from .runs import repo_root
 
-# %% ../../nbs/lab/weights.ipynb #b1b933c2
+# %% ../../nbs/lab/weights.ipynb #5f5e6f08
 _FORMAT = "compute_layers weights 1"
 _TENSORS_FILE, _CONFIG_FILE = "weights.safetensors", "config.json"
 
@@ -98,7 +98,7 @@ def save_weights(
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
-# %% ../../nbs/lab/weights.ipynb #59d43f25
+# %% ../../nbs/lab/weights.ipynb #8c74d3db
 def read_description(
     folder: Path | str,   # a weights folder
 ) -> dict[str, Any]:      # config.json, checked against its own hash: format, config, parameters, tensors, files, sha256
@@ -188,7 +188,7 @@ def weights_line(
         name = f"{folder.resolve().parent.name}/{name}"
     return f"weights {name}: {content['parameters']:,} parameters, sha256 {content['files'][_TENSORS_FILE]['sha256'][:12]}"
 
-# %% ../../nbs/lab/weights.ipynb #8de8ed07
+# %% ../../nbs/lab/weights.ipynb #c0745c87
 def _run_tool(
     root: Path,
     *command: str,
@@ -246,6 +246,8 @@ def promote(
     root = Path(root).resolve() if root is not None else repo_root()
     source = Path(run_folder)
     source = source / "weights" if (source / "weights").is_dir() else source
+    if source.is_dir() and not (source / "config.json").is_file():
+        raise WeightsError(f"{run_folder} holds no weights: there is no weights/ in it, nor a config.json (did the run end?)")
     read_weights(source)  # raises when anything is wrong with it
     target = root / "data" / "weights" / name
     if target.exists() and not replace:
