@@ -162,9 +162,9 @@ class School:
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
 
-    def _save(self, **more) -> None:
+    def _save(self, replace: bool = False, **more) -> None:
         raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed}
-        brains.save(self.brain, self.run.path("weights"), replace=self.run.resumed, raised=raised, **more)
+        brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
         """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights."""
