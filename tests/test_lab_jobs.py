@@ -132,6 +132,22 @@ def test_what_a_killed_job_leaves_is_ended(queue, home):  # noqa: F811
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, 10)
 
 
+def test_a_job_that_gets_on_outlives_many_deaths(queue, home):  # noqa: F811
+    """Three deaths in a row without a checkpoint are enough; with one, a reboot a night for a week is not."""
+    code = ("import pathlib, sys, time; folder = pathlib.Path(sys.argv[1]) / 'checkpoints'; folder.mkdir(exist_ok=True); time.sleep(0.05)\n"
+            "(folder / f'step-{time.time_ns()}.safetensors').write_bytes(b'x') if sys.argv[2] == 'on' else None")
+    for number, kind in ((1, "on"), (2, "stuck")):
+        worker = Worker(queue, lambda: [], command=lambda job: [sys.executable, "-c", code, str(home / queue.job(job.id).folder), kind])
+        queue.add("nbs/demo.ipynb", device="cpu")
+        for _ in range(4):
+            worker.look()
+            until(lambda: all(child.poll() is not None for child in worker.children), 20)
+        worker.look()
+        assert queue.job(number).state == ("failed" if kind == "stuck" else "running"), queue.job(number)
+        until(lambda: all(child.poll() is not None for child in worker.children), 20)
+        queue.change(number, state="stopped", pid=None, slot=None)
+
+
 def test_a_folder_that_is_gone_costs_one_job(queue, home, capsys):  # noqa: F811
     """A run in use is not thrown away; and where one is gone all the same, the others go on."""
     from compute_layers.lab.runs import held_lock
