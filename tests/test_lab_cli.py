@@ -25,7 +25,7 @@ def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> list[
 
 
 COMMANDS = leaves(_parser())
-REPORTING = {("run",), ("weights", "verify"), ("runs",), ("compare",), ("doctor",), ("trash", "list"), ("job", "list"), ("job", "queue"), ("job", "bacalhau"), ("journal", "check")}
+REPORTING = {("job", "run"), ("run",), ("weights", "verify"), ("runs",), ("compare",), ("doctor",), ("trash", "list"), ("job", "list"), ("job", "queue"), ("job", "bacalhau"), ("journal", "check")}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in COMMANDS], ids=" ".join)

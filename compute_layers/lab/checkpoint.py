@@ -6,7 +6,8 @@
 __all__ = ['CheckpointError', 'write_atomically', 'sync_folder', 'Checkpoint', 'checkpoint_files', 'DiskFull', 'Keep',
            'save_checkpoint', 'load_checkpoint', 'latest_checkpoint', 'rng_state', 'set_rng_state']
 
-# %% ../../nbs/lab/checkpoint.ipynb #ed1ef79f
+# %% ../../nbs/lab/checkpoint.ipynb #cc8c4e98
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-# %% ../../nbs/lab/checkpoint.ipynb #88f7bbee
+# %% ../../nbs/lab/checkpoint.ipynb #ef2e984b
 _HASH_KEY = b'"sha256":"'
 _NO_HASH = b"0" * 64
 
@@ -67,7 +68,7 @@ def _seal_is_whole(
     digest.update(memoryview(data)[place + 64 :])
     return digest.hexdigest().encode() == data[place : place + 64]
 
-# %% ../../nbs/lab/checkpoint.ipynb #6f55f907
+# %% ../../nbs/lab/checkpoint.ipynb #b51ccc96
 def write_atomically(
     path: Path | str,          # the file to make or to replace
     data: bytes | memoryview,  # its whole contents
@@ -99,7 +100,7 @@ def sync_folder(
     finally:
         os.close(descriptor)
 
-# %% ../../nbs/lab/checkpoint.ipynb #1c01daef
+# %% ../../nbs/lab/checkpoint.ipynb #e5e79a4c
 class Checkpoint(NamedTuple):
     "One checkpoint in memory."
     step: int                   # training steps done
@@ -115,8 +116,11 @@ def checkpoint_files(
     folder: Path | str,  # may be missing
 ) -> list[Path]:         # oldest step first, and of one step the oldest file; damaged ones included
     "The checkpoint files in a folder, in the order of their steps."
-    found = [(int(match[1]), path.stat().st_mtime_ns, path) for path in Path(folder).glob("checkpoint-*.safetensors")
-             if (match := _NAME.fullmatch(path.name))]
+    found = []
+    for path in Path(folder).glob("checkpoint-*.safetensors"):
+        if match := _NAME.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # a run that goes on has just thrown it away
+                found.append((int(match[1]), path.stat().st_mtime_ns, path))
     return [path for *_, path in sorted(found)]
 
 
@@ -240,7 +244,7 @@ def latest_checkpoint(
             warnings.warn(f"skipped a checkpoint: {error}", stacklevel=2)
     return None
 
-# %% ../../nbs/lab/checkpoint.ipynb #ed41d0d4
+# %% ../../nbs/lab/checkpoint.ipynb #9e51035c
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]: # (tensors, JSON state) for `save_checkpoint`
     "The state of every global random generator in use: torch (CPU, CUDA when it has been used), numpy when imported, Python."
     tensors = {"rng/torch": torch.get_rng_state()}
