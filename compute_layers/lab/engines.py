@@ -82,7 +82,7 @@ def run_attempt(
     while True:
         try:
             with held_lock(folder / ".attempt.lock"):
-                if any(_status_in(path) == 0 for path in folder.glob(".outcome-*")):
+                if done := any(_status_in(path) == 0 for path in folder.glob(".outcome-*")):  # by an attempt that was taken for lost
                     status = 0
                 else:
                     begun = (folder / "run.json").is_file() and (folder / "run.json").stat().st_size > 0
@@ -93,7 +93,7 @@ def run_attempt(
                         print(f"compute_layers: {error}", file=sys.stderr)
                         status = 1
                 temporary = folder / f".outcome-{attempt.number}.tmp-{os.getpid()}"
-                temporary.write_text(json.dumps({"status": status, "host": os.uname().nodename if hasattr(os, "uname") else "", "pid": os.getpid()}))
+                temporary.write_text(json.dumps({"status": status, "ran": not done, "host": os.uname().nodename if hasattr(os, "uname") else "", "pid": os.getpid()}))
                 os.replace(temporary, folder / f".outcome-{attempt.number}")
                 return status
         except BlockingIOError:
