@@ -125,6 +125,21 @@ def test_two_smoke_leagues_count_the_same_instructions(two_leagues) -> None:
     assert 0 < by_name["always 1"] < by_name["rules"]
 
 
+def test_several_processes_play_the_same_season(tmp_path: Path) -> None:
+    """Pairs, and those that play again against the clock: one process or two, the same rows."""
+    wanted = (["cartpole"], ["random", "rules"])
+    for folder, workers in (("one", 1), ("two", 2)):
+        rows = season.run_season(tmp_path / folder, "smoke", *wanted, episodes=3, meter=False, workers=workers)
+        for row in rows:  # as if it had been counted: each thinks for a second
+            row |= {"instructions": season.CLOCK_RATE, "instructions_source": "a test"}
+            season._write(tmp_path / folder / f"{season._slug(row['arena'], row['mind'])}.json", row)
+    one, two = (season.run_season(tmp_path / folder, "smoke", *wanted, episodes=3, workers=workers) for folder, workers in (("one", 1), ("two", 2)))
+    assert [row["mind"] for row in two] == ["random", "rules"]
+    for name in ("episodes", "score", "real_time"):
+        assert [row[name] for row in one] == [row[name] for row in two]
+    assert two[1]["real_time"]["delay"] == 50 and two[1]["real_time"]["score"] < two[1]["score"]["score"]
+
+
 def test_a_season_goes_on_where_it_died(two_leagues) -> None:
     folder, rows = two_leagues[0]
     pair = folder / "cartpole--rules.json"
