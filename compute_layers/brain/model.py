@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from .words import Words, tidy
 from ..game.picture import LINE_WIDTH
-from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_RADIUS, LINE_COLOUR
+from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_COLOUR, GOLD_RADIUS, LINE_COLOUR
 
 # %% auto #0
 __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'RUBBER', 'TRAIL', 'FOVEA', 'STENCILS', 'LOCATED', 'PATCH_GEOMETRY',
-           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'GLANCED', 'BrainConfig', 'brain_config', 'Attention',
-           'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen', 'read_landmarks',
-           'read_scenery', 'gather_ink', 'waves', 'blue_ink', 'Glance', 'Brain', 'grow']
+           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BrainConfig', 'brain_config',
+           'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen',
+           'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'changes', 'blue_ink', 'gold_ink', 'Glance',
+           'Brain', 'grow']
 
 # %% ../../nbs/brain/model.ipynb #ab29189a
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class BrainConfig:
     trail: bool = False  # with landmarks: its last register but one is told how far from here the agent was on each canvas, and so is the hand
     told: bool = False  # with scenery: every word that it reads or says is told what its eyes found in the newest canvas (with trail: and the way back)
     waves: bool = False  # with told: angles and the distance to the gold are told in short waves, too, so that a degree is heard
+    changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
     values: bool = False  # it can say how good a picture is for the agent
 
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told")):
+        for part, whole in (("glance", "landmarks"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -294,19 +296,21 @@ def read_landmarks(
 def read_scenery(
     says: Tensor,  # (B, C, grid², PATCH_SCENERY)
     landmarks: Tensor,  # (B, C, POSE_GEOMETRY)
-    blue: Tensor | None = None,  # (B, C, 3) what a glance found: ink in patches, times its place x, y; None: what the patches say
+    colours: Tensor | None = None,  # (B, C, 4) what a glance found: ink in patches, times its place x, y; pieces of gold. None: what the patches say
 ) -> Tensor:  # (B, C, SCENERY)
     """How many pieces of gold, which sides are open, how much blue ink (in patches), and where its middle lies from the agent."""
     grid = math.isqrt(says.shape[2])
     cells = says[..., 1].unflatten(-1, (grid, grid))
     near = slice((grid - 1) // 2, grid // 2 + 1)  # the one or two patches in the middle of a side
     open_at = torch.stack([cells[..., near, 0].mean(-1), cells[..., 0, near].mean(-1), cells[..., -1, near].mean(-1), cells[..., near, -1].mean(-1)], -1)
-    blue = gather_ink(says) if blue is None else blue
+    pieces, blue = says[..., 0].sum(-1, keepdim=True), gather_ink(says)
+    if colours is not None:
+        blue, pieces = colours[..., :3], colours[..., 3:]
     total = blue[..., :1]
     there = (10 * total).clamp(0, 1)  # no line: no direction
     offset = there * (blue[..., 1:] / total.clamp(min=0.05) - landmarks[..., :2])
     bearing = _bearing(landmarks[..., 2:4], F.normalize(offset, dim=-1, eps=1e-3))
-    return torch.cat([says[..., 0].sum(-1, keepdim=True), open_at, total, offset, there * bearing], -1)
+    return torch.cat([pieces, open_at, total, offset, there * bearing], -1)
 
 
 def gather_ink(
@@ -335,6 +339,18 @@ def waves(
         heard.append(wave)
     return torch.stack(heard, -2).flatten(-3)
 
+
+CHANGE = 16.0  # of a change of 1 / 16, or of a piece of gold, half or nearly all is heard
+
+
+def changes(
+    found: Tensor,  # (B, C, N), the newest canvas last
+    canvases: int,  # how many there may be
+) -> Tensor:  # (B, (canvases - 1) N) in (-1, 1), the youngest before first; zeros for canvases that are not there
+    """How the newest canvas differs from each one before: small changes as they are, large ones bounded."""
+    changed = F.softsign(CHANGE * (found[:, -1:] - found[:, :-1])).flip(1).flatten(1)
+    return F.pad(changed, (0, (canvases - found.shape[1]) * found.shape[2]))
+
 # %% ../../nbs/brain/model.ipynb #a0995b30
 def blue_ink(
     pictures: Tensor,  # (…, S, S, 3) of numbers up to 255
@@ -343,7 +359,15 @@ def blue_ink(
     return (pictures[..., 2].float() - pictures[..., :2].amax(-1)).clamp(min=0) / 255
 
 
-GLANCED = 9  # agent x, y, cos, sin; gold x, y; blue ink in patches, and that times its place x, y
+def gold_ink(
+    pictures: Tensor,  # (…, S, S, 3) of numbers up to 255
+) -> Tensor:  # (…, S, S) in [0, 1]
+    """How much of each pixel is gold, on white, green or red ground: red and green together, beyond what blue or any of them alone explains."""
+    pictures = pictures.float()
+    return (pictures[..., 0] + pictures[..., 1] - pictures[..., 2] - 255).clamp(min=0) / GOLD_COLOUR[1]
+
+
+GLANCED = 10  # agent x, y, cos, sin; gold x, y; blue ink in patches, and that times its place x, y; pieces of gold
 
 
 class Glance(nn.Module):
@@ -374,15 +398,15 @@ class Glance(nn.Module):
         pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
         places: Tensor,  # (N, 2, 2): roughly where the agent and the gold are, x, y in room sides
     ) -> Tensor:  # (N, GLANCED)
-        """Where they are, which way the agent looks, and the blue ink."""
+        """Where they are, which way the agent looks, and how much there is of the two colours that are counted."""
         size, found = pictures.shape[1], []
         for k, (inner, outer) in enumerate(zip(self.windows_in, self.windows_out)):
             window, middle = self.window(pictures, places[:, k])
             said = outer(F.relu(inner(window)).square())
             found += [middle + said[:, :2] * (self.patch / size), F.normalize(said[:, 2:], dim=-1)]
-        blue = blue_ink(pictures) / self.patch**2
+        blue, pieces = blue_ink(pictures) / self.patch**2, gold_ink(pictures).sum((1, 2)) / (math.pi * (GOLD_RADIUS * size) ** 2)
         at = (torch.arange(size, device=pictures.device) + 0.5) / size
-        return torch.cat([*found[:3], torch.stack([blue.sum((1, 2)), (blue.sum(1) * at).sum(1), (blue.sum(2) * at).sum(1)], -1)], -1)
+        return torch.cat([*found[:3], torch.stack([blue.sum((1, 2)), (blue.sum(1) * at).sum(1), (blue.sum(2) * at).sum(1), pieces], -1)], -1)
 
 
 class Brain(nn.Module):
@@ -471,7 +495,7 @@ class Brain(nn.Module):
             self.trail = nn.Linear(2, width, bias=False)
             nn.init.normal_(self.trail.weight, std=0.3)
         if config.told:
-            self.tell = nn.Linear(POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves, width, bias=False)
+            self.tell = nn.Linear(POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes, width, bias=False)
             nn.init.normal_(self.tell.weight, std=0.02)
         if config.values:
             self.worth = nn.Linear(width, 1)
@@ -614,13 +638,16 @@ class Brain(nn.Module):
         if not self.config.told:
             return None
         landmarks = self.landmarks(memory)
-        scenery = self.scenery(memory, landmarks)[:, -1]
-        found = torch.cat([landmarks[:, -1], scenery], -1)
+        scenery = self.scenery(memory, landmarks)
+        everywhere = torch.cat([landmarks, scenery], -1)
+        found = everywhere[:, -1]
         if self.config.trail:
             back = TRAIL * (landmarks[:, :-1, :2] - landmarks[:, -1:, :2]).flip(1).flatten(1)  # the youngest first
             found = torch.cat([found, F.pad(back, (0, 2 * (self.config.canvases - landmarks.shape[1])))], -1)
         if self.config.waves:
-            found = torch.cat([found, waves(landmarks[:, -1], scenery)], -1)
+            found = torch.cat([found, waves(landmarks[:, -1], scenery[:, -1])], -1)
+        if self.config.changes:
+            found = torch.cat([found, changes(everywhere, self.config.canvases)], -1)
         return self.tell(found.to(memory.dtype))
 
     def _read(self, words: Tensor, start: int, keys: list, told: Tensor | None, questions: int, mask: Tensor, past: list | None = None) -> Tensor:
@@ -910,7 +937,7 @@ def grow(
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
             "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail]),
-            "tell": (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves]),  # turned on its side: it is what it hears that grows
+            "tell": (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes]),  # turned on its side: it is what it hears that grows
         }
 
     new, old = grown.state_dict(), brain.state_dict()

@@ -45,7 +45,7 @@ class Preset:
     examine: int  # steps between the examinations along the way
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, trail=True, told=True, waves=True, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, trail=True, told=True, waves=True, changes=True, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200),
