@@ -104,12 +104,14 @@ class Nearest(Mind):
 
     def __init__(self, states: np.ndarray, actions: np.ndarray, n_actions: int, k: int = 5):
         self.states, self.actions, self.n_actions, self.k = np.asarray(states, np.float32), np.asarray(actions, np.int64), int(n_actions), int(k)
-        self.spread = self.states.std(0) + 1e-6
-        self.scaled = self.states / self.spread
+        seen = self.states.astype(np.float64)
+        self.middle, self.spread = seen.mean(0), seen.std(0)
+        self.spread[self.spread < 1e-6] = 1.0  # what was always the same tells nothing
+        self.scaled = (seen - self.middle) / self.spread
         self.lengths = (self.scaled**2).sum(1)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        asked = observations.reshape(len(observations), -1) / self.spread
+        asked = (observations.reshape(len(observations), -1) - self.middle) / self.spread
         far = self.lengths - 2 * asked @ self.scaled.T
         nearest = np.argpartition(far, self.k, axis=1)[:, : self.k]
         self.votes = (self.actions[nearest][..., None] == np.arange(self.n_actions)).sum(1)
