@@ -20,10 +20,10 @@ from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_COLOUR, GOLD_RADIUS, LINE_C
 
 # %% auto #0
 __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'RUBBER', 'TRAIL', 'FOVEA', 'STENCILS', 'LOCATED', 'PATCH_GEOMETRY',
-           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BrainConfig', 'brain_config',
-           'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen',
-           'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'changes', 'blue_ink', 'gold_ink', 'Glance',
-           'Brain', 'grow']
+           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BENDS', 'TURNS', 'BrainConfig',
+           'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen',
+           'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled', 'changes', 'blue_ink', 'gold_ink',
+           'Glance', 'Route', 'Brain', 'grow']
 
 # %% ../../nbs/brain/model.ipynb #ab29189a
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class BrainConfig:
     canvases: int = 1  # how many pictures it can hold in mind at once, the newest last
     landmarks: bool = False  # its registers are told where the patches found the agent and the gold
     glance: bool = False  # with landmarks: and what a closer look at those places found
+    route: bool = False  # with glance: and where the shortest way from the agent to the gold turns
     scenery: bool = False  # with landmarks: and how much gold, which ways out and which line the patches found
     posted: bool = False  # with scenery: and its last register is for that alone
     edits: bool = False  # it can draw over its canvases: leave alone, copy, move, paint, and draw with a pen
@@ -62,7 +63,7 @@ class BrainConfig:
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told")):
+        for part, whole in (("glance", "landmarks"), ("route", "glance"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -332,7 +333,13 @@ def waves(
 ) -> Tensor:  # (…, 6 WAVES): cosine and sine of 2, 4, … times the bearings of the gold and of the line, and of half turns along the distance
     """The two bearings and the distance to the gold in ever shorter waves."""
     far = math.pi * landmarks[..., 8:9]
-    wave = torch.stack([landmarks[..., 9:11], scenery[..., 8:10], torch.cat([far.cos(), far.sin()], -1)], -2)  # (…, 3, 2)
+    return doubled(torch.stack([landmarks[..., 9:11], scenery[..., 8:10], torch.cat([far.cos(), far.sin()], -1)], -2))
+
+
+def doubled(
+    wave: Tensor,  # (…, N, 2) cosines and sines
+) -> Tensor:  # (…, 2 N WAVES): of 2, 4, … times each angle
+    """Ever shorter waves."""
     heard = []
     for _ in range(WAVES):
         wave = torch.stack([wave[..., 0].square() - wave[..., 1].square(), 2 * wave[..., 0] * wave[..., 1]], -1)
@@ -409,6 +416,59 @@ class Glance(nn.Module):
         return torch.cat([*found[:3], torch.stack([blue.sum((1, 2)), (blue.sum(1) * at).sum(1), (blue.sum(2) * at).sum(1), pieces], -1)], -1)
 
 
+BENDS = 2  # of a way: as many are looked for
+TURNS = (2 + 2 * BENDS, 4 + 2 * WAVES)  # numbers about the way that the hand knows, and that words are told
+
+
+class Route(nn.Module):
+    """Where the shortest way from the agent to the gold turns."""
+
+    def __init__(self, cell: int, hidden: int = 32):
+        super().__init__()
+        self.cell = cell  # pixels a side
+        self.first = nn.Conv2d(cell**2 + 8, hidden, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=apart, dilation=apart) for apart in (1, 2, 4, 1, 2, 4, 1))
+        self.here = nn.Conv2d(hidden, 3 * BENDS, 1)  # for each bend a logit, and where in the cell it is: x, y in cells from the middle
+        self.nowhere = nn.Linear(2 * hidden, BENDS)  # a logit for each: the way has no such bend
+
+    def forward(
+        self,
+        pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
+        agent: Tensor,  # (N, 2) x, y in room sides
+        gold: Tensor,  # (N, 2)
+    ) -> tuple[Tensor, Tensor]:  # (N, BENDS, cells + 1) logits, the last: nowhere; (N, BENDS, 2, cells) places in the cells
+        """For each cell of the picture, row by row: does the way turn there, and where exactly? Only black counts, and how a cell lies to both ends."""
+        black = F.pixel_unshuffle(1 - pictures.float().amax(-1)[:, None] / 255, self.cell)
+        across = (torch.arange(black.shape[-1], device=agent.device) + 0.5) / black.shape[-1]
+        cells = torch.stack(torch.meshgrid(across, across, indexing="xy"))  # (2, G, G)
+        from_agent, from_gold = (cells - end[:, :, None, None] for end in (agent, gold))
+        far = (gold - agent).norm(dim=1).clamp(min=1e-3)[:, None, None, None]
+        way = ((gold - agent) / far[:, :, 0, 0])[:, :, None, None]
+        along = (from_agent * way).sum(1, keepdim=True) / far
+        beside = from_agent[:, 1:] * way[:, :1] - from_agent[:, :1] * way[:, 1:]
+        near = [torch.exp(-200 * offset.square().sum(1, keepdim=True)) for offset in (from_agent, from_gold)]
+        x = F.relu(self.first(torch.cat([black, from_agent, from_gold, along.clamp(-2, 2), beside, *near], 1)))
+        for conv in self.convs:
+            x = x + F.relu(conv(x))
+        said = self.here(x).flatten(2)
+        nowhere = self.nowhere(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        return torch.cat([said[:, :BENDS], nowhere[:, :, None]], 2), said[:, BENDS:].unflatten(1, (BENDS, 2))
+
+    def bends(
+        self,
+        pictures: Tensor,
+        agent: Tensor,
+        gold: Tensor,
+    ) -> Tensor:  # (N, BENDS, 2) x, y in room sides; the gold where there is no more bend
+        """The likeliest places."""
+        logits, places = self(pictures, agent, gold)
+        side, best = math.isqrt(places.shape[-1]), logits.argmax(-1)
+        cell = best.clamp(max=side**2 - 1)
+        within = places.gather(3, cell[:, :, None, None].expand(-1, -1, 2, 1))[..., 0]
+        turn = (torch.stack([cell % side, cell // side], -1) + 0.5 + within) / side
+        return torch.where((best == side**2)[..., None], gold[:, None], turn)
+
+
 class Brain(nn.Module):
     """A multimodal transformer: pictures and words in, words and pictures out. It remembers nothing between calls."""
 
@@ -478,6 +538,8 @@ class Brain(nn.Module):
             nn.init.zeros_(self.notice.weight)
         if config.glance:
             self.glance = Glance(config.patch, config.stem // 2)
+        if config.route:
+            self.route = Route(config.patch // 2)
         if config.scenery:
             self.patch_scenery = nn.Linear(width, PATCH_SCENERY)
         if config.posted:  # as loud as what else a register says, from the start: what is whispered is not listened to
@@ -495,7 +557,7 @@ class Brain(nn.Module):
             self.trail = nn.Linear(2, width, bias=False)
             nn.init.normal_(self.trail.weight, std=0.3)
         if config.told:
-            self.tell = nn.Linear(POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes, width, bias=False)
+            self.tell = nn.Linear(POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route, width, bias=False)
             nn.init.normal_(self.tell.weight, std=0.02)
         if config.values:
             self.worth = nn.Linear(width, 1)
@@ -522,7 +584,7 @@ class Brain(nn.Module):
         memory, tokens = self.memory_norm(x), self.config.grid**2
         places, registers, glances = memory[:, :tokens], memory[:, tokens:], []
         if self.config.glance:
-            glances = [self._glance(places, pixels)]
+            glances = [self._glance(places, pixels, count)]
         if self.config.landmarks:
             whole = torch.cat([places, *glances, registers], 1)
             found = self.landmarks(whole)
@@ -543,13 +605,18 @@ class Brain(nn.Module):
             glances = [row.unflatten(0, (-1, count)).flatten(1, 2) for row in glances]
         return torch.cat([places, *glances, registers], 1)
 
-    def _glance(self, patches: Tensor, pixels: Tensor) -> Tensor:
-        """(N, 1, width): what a closer look at the places that the patches found says, and zeros."""
+    def _glance(self, patches: Tensor, pixels: Tensor, count: int) -> Tensor:
+        """(N, 1, width): what a closer look at the places that the patches found says, where the way turns on the newest of `count` canvases, and zeros."""
         with self._exactly():
             with torch.no_grad():
                 found = read_landmarks(self.patch_geometry(patches.float())[:, None])[:, 0]
             looked = self.glance(pixels, torch.stack([found[:, :2], found[:, 4:6]], 1))
-        return F.pad(looked, (0, self.config.width - GLANCED))[:, None]
+            if self.config.route:
+                newest = looked[count - 1 :: count].detach()
+                with torch.no_grad():
+                    turns = self.route.bends(pixels[count - 1 :: count], newest[:, :2], newest[:, 4:6])
+                looked = torch.cat([looked, turns.flatten(1).repeat_interleave(count, 0)], 1)
+        return F.pad(looked, (0, self.config.width - looked.shape[1]))[:, None]
 
     def _canvases(self, memory: Tensor) -> int:
         """How many canvases a memory holds."""
@@ -562,6 +629,14 @@ class Brain(nn.Module):
         """What a closer look at each canvas found, see `GLANCED`; `brain.geometry.glance_loss` teaches it."""
         start, count = self.config.grid**2 * self._canvases(memory), self._canvases(memory)
         return memory[:, start : start + count, :GLANCED].float()
+
+    def turns(
+        self,
+        memory: Tensor,  # (B, M, width) from `see`
+    ) -> Tensor:  # (B, BENDS, 2) x, y in room sides; the gold where there is no more bend; `skills.raising.teach_route` teaches it
+        """Where the shortest way to the gold turns on the newest canvas."""
+        row = self.config.grid**2 * self._canvases(memory)
+        return memory[:, row, GLANCED : GLANCED + 2 * BENDS].float().unflatten(1, (BENDS, 2)).detach()
 
     def _patches(self, memory: Tensor) -> Tensor:
         """(B, C, grid², width): the patches of all canvases, oldest first, whatever their age."""
@@ -648,6 +723,10 @@ class Brain(nn.Module):
             found = torch.cat([found, waves(landmarks[:, -1], scenery[:, -1])], -1)
         if self.config.changes:
             found = torch.cat([found, changes(everywhere, self.config.canvases)], -1)
+        if self.config.route:
+            way = self.turns(memory)[:, 0] - landmarks[:, -1, :2]
+            bearing = _bearing(landmarks[:, -1, 2:4], F.normalize(way, dim=-1))
+            found = torch.cat([found, way, bearing, doubled(bearing[:, None])], -1)
         return self.tell(found.to(memory.dtype))
 
     def _read(self, words: Tensor, start: int, keys: list, told: Tensor | None, questions: int, mask: Tensor, past: list | None = None) -> Tensor:
@@ -693,8 +772,8 @@ class Brain(nn.Module):
 
     @property
     def _known(self) -> int:
-        """How many numbers the hand can use: one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here)."""
-        return 1 + POSE_GEOMETRY + 2 + 2 * (self.config.canvases - 1) * (1 + self.config.trail)
+        """How many numbers the hand can use: one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here), where the way turns."""
+        return 1 + POSE_GEOMETRY + 2 + 2 * (self.config.canvases - 1) * (1 + self.config.trail) + TURNS[0] * self.config.route
 
     @property
     def _sources(self) -> int:
@@ -718,7 +797,11 @@ class Brain(nn.Module):
         missing = self.config.canvases - seen.shape[1]
         before = torch.cat([before, now[:, None, :2].expand(-1, missing, -1)], 1).flatten(1)
         back = [TRAIL * (before - now[:, :2].repeat(1, before.shape[1] // 2))] if self.config.trail else []
-        known = torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back], -1)
+        turns = []
+        if self.config.route:
+            there = self.turns(memory)
+            turns = [there.flatten(1), F.normalize(there[:, 0] - now[:, :2], dim=-1)]
+        known = torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns], -1)
         real = (prompts != 0)[..., None].to(now.dtype)
         if self.config.weighs:
             real = real * self.weigh(prompts).float().exp()
@@ -936,8 +1019,8 @@ def grow(
         return {
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
-            "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail]),
-            "tell": (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes]),  # turned on its side: it is what it hears that grows
+            "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route]),
+            "tell": (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route]),  # turned on its side: it is what it hears that grows
         }
 
     new, old = grown.state_dict(), brain.state_dict()

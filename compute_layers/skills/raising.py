@@ -15,17 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..brain.geometry import geometry_loss, geometry_targets, glance_loss, marks_loss, scenery_loss, scenery_targets
-from ..brain.model import Brain
+from ..brain.model import BENDS, Brain
 from ..brain.words import Words
 from ..game import facts, levels, oracle
+from ..game.picture import draw
 from ..game.world import World
-from .drawings import corner_ink
+from .drawings import corner_ink, shortest_way
 from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'LEFT_OUT', 'DISCOUNT', 'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words',
-           'Earshot', 'crossed', 'RaiseLesson', 'teach_glance']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words',
+           'route_loss', 'ways', 'crossed', 'RaiseLesson', 'teach_glance', 'teach_route']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -130,7 +131,6 @@ def hand_loss(
 # %% ../../nbs/skills/raising.ipynb #a724dba7
 COMMON = 2 / 3  # a word is common when it is heard in every request of this share of the drawing skills
 THROWN_IN = 4  # at most so many common words
-LEFT_OUT = 0.5  # of a request's words at most this share is left out by chance
 
 
 def common_words(
@@ -140,69 +140,42 @@ def common_words(
     heard = [set.intersection(*({word for text in texts for word in text.split()} for texts in skill.wordings())) for skill in skills if not skill.answers]
     return sorted(word for word in set().union(*heard) if sum(word in each for each in heard) >= COMMON * len(heard))
 
+# %% ../../nbs/skills/raising.ipynb #f4e49162
+STRAIGHT = 3.0  # weight of a room whose way has no bend where every second is such: among all rooms six of seven are
 
-class Earshot:
-    """Requests as they are heard while a brain learns: with some words left out, and for the hand with common ones thrown in."""
 
-    def __init__(
-        self,
-        skills: list[Skill],
-        words: Words,
-        device="cpu",
-    ):
-        tokens = lambda texts: sorted({token for row in words.encode(texts) for token in row})  # noqa: E731
-        self.common = torch.tensor(tokens(common_words(skills)) or [0], device=device)
-        requests = [(skill, texts) for skill in skills for texts in skill.wordings()]  # one entry for each meaning: each variant of each skill
-        self.first = {}  # of each skill's meanings
-        for meaning, (skill, _) in enumerate(requests):
-            self.first.setdefault(skill.name, meaning)
-        bags = sorted({(meaning, tuple(tokens([text]))) for meaning, (_, texts) in enumerate(requests) for text in texts})
-        self.meaning = torch.tensor([meaning for meaning, _ in bags], device=device)
-        self.bags = torch.zeros(len(bags), len(words), device=device)  # which words are in each
-        for row, (_, bag) in zip(self.bags, bags):
-            row[list(bag)] = 1
-        self.counts = self.bags.amax(0) > 0  # the words of these requests
-        self.kept = {}  # for each skill the words that must be heard because they may have to be said
-        for skill in skills:
-            self.kept[skill.name] = torch.zeros(len(words), dtype=torch.bool, device=device)
-            self.kept[skill.name][tokens([text for texts in skill.answers for text in texts])] = True
+def route_loss(
+    logits: Tensor,  # (B, BENDS, cells + 1) from `brain.model.Route`
+    places: Tensor,  # (B, BENDS, 2, cells)
+    points: Tensor,  # (B, P, 2) of the shortest way, the agent first and the gold last, NaN behind; all NaN but the agent: no way
+    straight: float = 1.0,  # weight of rooms whose way has no bend
+) -> Tensor:
+    """Cross-entropy over the cells, and how far off in its cell each bend is."""
+    side, bends = math.isqrt(places.shape[-1]), points[:, 1 : 1 + BENDS]
+    known = points[..., 0].isfinite().sum(1)
+    there = known[:, None] > torch.arange(2, 2 + BENDS, device=points.device)
+    cell = (bends.nan_to_num() * side).floor().clamp(0, side - 1)
+    which = (cell[..., 1] * side + cell[..., 0]).long()
+    said = places.gather(3, which[:, :, None, None].expand(-1, -1, 2, 1))[..., 0]
+    off = F.smooth_l1_loss(said, torch.where(there[..., None], bends * side - cell - 0.5, said.detach()), reduction="none", beta=0.05).sum((1, 2))
+    guess = F.cross_entropy(logits.flatten(0, 1), torch.where(there, which, side**2).flatten(), reduction="none").view_as(which).sum(1)
+    weight = torch.where(known == 2, straight, 1.0) * ((known > 1) & (known <= 2 + BENDS))
+    return ((guess + off) * weight).sum() / weight.sum().clamp(min=1)
 
-    def tells(
-        self,
-        heard: Tensor,  # (B, P) tokens in any order
-        meaning: Tensor,  # (B,) what was asked
-    ) -> Tensor:  # (B,) bool
-        """Is it nearer to a request with this meaning than to all others? By the share of words in common of all words in either (Jaccard)."""
-        bag = torch.zeros(len(heard), len(self.counts), device=heard.device).scatter_(1, heard, 1.0) * self.counts
-        common = bag @ self.bags.T  # (B, N)
-        near = common / (bag.sum(1, keepdim=True) + self.bags.sum(1) - common)
-        own = self.meaning == meaning[:, None]
-        return near.masked_fill(~own, 0).amax(1) > near.masked_fill(own, 0).amax(1)
 
-    def less(
-        self,
-        skill: Skill,
-        variant: Tensor,  # (B,) of the request
-        request: Tensor,  # (B, P) tokens, padded left
-        generator: torch.Generator,  # on the device
-    ) -> Tensor:  # (B, P), padded left
-        """What is left of a request, or all of it where that would be nearer to another."""
-        chance = torch.rand(request.shape, generator=generator, device=request.device)
-        share = LEFT_OUT * torch.rand(len(request), 1, generator=generator, device=request.device)
-        left = torch.where((chance < share) & (self.counts & ~self.kept[skill.name])[request], 0, request)
-        left = left.gather(1, (left != 0).byte().argsort(dim=1, stable=True))
-        return torch.where(self.tells(left, self.first[skill.name] + variant)[:, None], left, request)
-
-    def more(
-        self,
-        request: Tensor,  # (B, P) tokens
-        generator: torch.Generator,  # on the device
-    ) -> Tensor:  # (B, THROWN_IN + P)
-        """A request behind up to `THROWN_IN` common words."""
-        shape = (len(request), THROWN_IN)
-        which = torch.randint(len(self.common), shape, generator=generator, device=request.device)
-        many = torch.randint(1 + THROWN_IN, (len(request), 1), generator=generator, device=request.device)
-        return torch.cat([torch.where(torch.arange(THROWN_IN, device=request.device) < many, self.common[which], 0), request], 1)
+def ways(
+    seed: int,
+    rooms: int,
+    step: int = 0,
+    device=None,
+) -> tuple[World, Tensor]:  # rooms, half of them with a bent way if there are so many among six times as many; (rooms, P, 2) see `route_loss`
+    """Rooms in which the gold can be reached with at most as many bends as are looked for."""
+    world = levels.walls(seed, 6 * rooms, first=step * 6 * rooms, max_gold=1, device=device)
+    points, found = (torch.as_tensor(part) for part in shortest_way(world))
+    known = points[..., 0].isfinite().sum(1)
+    bent, straight = ((found & (known > 2) & (known <= 2 + BENDS)).nonzero()[: rooms // 2, 0], (found & (known == 2)).nonzero()[:, 0])
+    rows = torch.cat([bent, straight[: rooms - len(bent)]])
+    return world.take(rows if world.is_tensor else rows.numpy()), points[rows].float()
 
 # %% ../../nbs/skills/raising.ipynb #90b6d1ed
 def crossed(
@@ -255,7 +228,7 @@ class RaiseLesson:
         self.draw_prompts = self.words.prompts(DRAW_PROMPTS, device=self.device)
         kinds = {skill.name: self._kind(skill) for skill in self.skills}
         self.groups = {kind: [s for s in self.skills if kinds[s.name] == kind] for kind in ("asked", "drawn", "own", "recalled")}
-        self.earshot = Earshot(self.skills, self.words, self.device)
+        self.common = torch.tensor([token for word in common_words(self.skills) for token in self.words.encode([word])[0]] or [0], device=self.device)
         self.handy = {kind: [skill for skill in self.groups[kind] if self._handy(skill)] for kind in ("drawn", "recalled")}
 
     def _kind(self, skill: Skill) -> str:
@@ -294,20 +267,24 @@ class RaiseLesson:
 
     def _teach(self, brain: Brain, memory: Tensor, skill: Skill, task: Task, generator, report: dict) -> Tensor:
         """The loss of one skill on rooms that were looked at."""
-        request = trim(self._request(skill, task, generator))
+        request = trim(self.book.request(skill, task, generator))
         if skill.answers:
             reply = trim(self.book.reply(skill, task, generator, self.short))
             logits = brain.read(memory, request[:, None], reply[:, None, :-1])
             return F.cross_entropy(logits.flatten(0, 2), reply.flatten(), ignore_index=0)
-        plan = brain.plan(memory, self.earshot.more(request, generator)) if brain.config.edits else None  # without tools everything is painted from memory
+        plan = brain.plan(memory, self._among_others(request, generator)) if brain.config.edits else None  # without tools everything is painted from memory
         drawn = brain.paint(memory, request, task.canvases if plan else None, plan)
         loss, error = drawing_loss(drawn, task.picture, task.canvases[:, -1])
         report.setdefault("drawing_mse", []).append(error)
         return loss + self._guide(plan[0], task, report) if plan else loss
 
-    def _request(self, skill: Skill, task: Task, generator) -> Tensor:
-        """A wording for every room, as it is heard: (B, P)."""
-        return self.earshot.less(skill, task.variant, self.book.request(skill, task, generator), generator)
+    def _among_others(self, request: Tensor, generator) -> Tensor:
+        """Requests for the hand, (B, P), with up to `THROWN_IN` common words thrown in: (B, THROWN_IN + P)."""
+        shape = (len(request), THROWN_IN)
+        which = torch.randint(len(self.common), shape, generator=generator, device=self.device)
+        many = torch.randint(1 + THROWN_IN, (len(request), 1), generator=generator, device=self.device)
+        heard = torch.where(torch.arange(THROWN_IN, device=self.device) < many, self.common[which], 0)
+        return torch.cat([heard, request], 1)
 
     @staticmethod
     def _guide(action: Tensor, task: Task, report: dict) -> Tensor:
@@ -322,8 +299,7 @@ class RaiseLesson:
         loss = memory.new_zeros(())
         if brain.config.edits:
             for skill, task in zip(skills, tasks):
-                heard = self.earshot.more(self._request(skill, task, generator), generator)
-                loss = loss + self._guide(brain.plan(memory, heard)[0], task, report)
+                loss = loss + self._guide(brain.plan(memory, self._among_others(self.book.request(skill, task, generator), generator))[0], task, report)
         return loss
 
     def _look(self, brain: Brain, memory: Tensor, world: World, pictures: Tensor, scenery: float = 1.0) -> tuple[Tensor, dict]:
@@ -392,10 +368,14 @@ class RaiseLesson:
         if brain.config.marks:
             marks = marks_loss(brain, memory.float(), pictures, corner_ink(world, self.size).to(memory.device))
             loss, report["marks"] = loss + marks, marks.detach()
+        if brain.config.route:
+            points = torch.as_tensor(shortest_way(world)[0], device=self.device).float()
+            way = route_loss(*brain.route(pictures, points[:, 0], torch.as_tensor(world.gold[:, 0], device=self.device).float()), points)
+            loss, report["way"] = loss + way, way.detach()
         requests, replies = [], []
         for k, skill in enumerate(self._pick("asked", self.asked, step, chance)):
             task = skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + k))
-            requests.append(self._request(skill, task, generator)), replies.append(self.book.reply(skill, task, generator, self.short))
+            requests.append(self.book.request(skill, task, generator)), replies.append(self.book.reply(skill, task, generator, self.short))
         if requests:
             requests, replies = trim(torch.stack(requests, 1)), trim(torch.stack(replies, 1))
             logits = brain.read(memory, requests, replies[..., :-1])
@@ -448,6 +428,28 @@ def teach_glance(
             there = geometry_targets(world, brain.config.grid, device)
             places = there.pose[:, [0, 1, 4, 5]] + torch.randn(half, 4, generator=generator, device=device) * rough / size
             loss = loss + glance_loss(brain.glance(crossed(Scene(world, size, (seed << 24) + step)), places.unflatten(1, (2, 2))), there, brain.config.grid)
+        optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+        losses.append(loss.item())
+    return losses
+
+# %% ../../nbs/skills/raising.ipynb #7092abf2
+def teach_route(
+    brain: Brain,  # one with a route
+    steps: int = 4500,
+    rooms: int = 96,  # looked at in each step
+    lr: float = 4e-3,  # falls to zero
+    seed: int = 0,  # below `levels.HELD_OUT_SEED`
+    progress: bool = True,
+) -> list[float]:  # the loss of each step
+    """Teach only where the shortest way turns, on fresh rooms. Changes `brain.route` in place."""
+    device, losses = str(brain.registers.device), []
+    optimizer = torch.optim.AdamW(brain.route.parameters(), lr=lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
+    for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
+        world, points = ways(seed, rooms, step, None if device == "cpu" else device)
+        pictures = torch.as_tensor(draw(world, brain.config.size))
+        gold = torch.as_tensor(world.gold[:, 0]).float()
+        loss = route_loss(*brain.route(pictures, points[:, 0], gold), points, STRAIGHT)
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
     return losses

@@ -24,7 +24,7 @@ from ..lab.weights import LEDGER_FILE, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import Phrasebook, RaiseLesson, teach_glance
+from .raising import Phrasebook, RaiseLesson, teach_glance, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -45,7 +45,7 @@ class Preset:
     examine: int  # steps between the examinations along the way
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, trail=True, told=True, waves=True, changes=True, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, route=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, trail=True, told=True, waves=True, changes=True, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200),
@@ -78,11 +78,13 @@ def start_brain(
     words = brain.words.extended(all_texts())
     larger = {**asdict(brain.config), **{name: max(value, getattr(brain.config, name)) for name, value in GROWN.items()}}
     if len(words) > len(brain.words) or larger != asdict(brain.config):
-        looked = brain.config.glance
+        looked, sought = brain.config.glance, brain.config.route
         brain = grow(brain, BrainConfig(**larger), words)
         print(f"grown to {sum(p.numel() for p in brain.parameters()):,} parameters and {len(words)} words")
         if prepare and not looked:  # the hand relies on it from the first step on
             print(f"a closer look, taught alone: {teach_glance(brain)[-1]:.4f}")
+        if prepare and not sought:
+            print(f"where the way turns, taught alone: {teach_route(brain)[-1]:.4f}")
     ledger = read_ledger(folder)
     if not ledger:
         print("no ledger beside these weights: what they forget here cannot be flagged")
