@@ -28,7 +28,7 @@ from .raising import Phrasebook, RaiseLesson, teach_glance, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
-__all__ = ['GROWN', 'PRESETS', 'Preset', 'all_texts', 'start_brain', 'School']
+__all__ = ['GROWN', 'PRESETS', 'Preset', 'all_texts', 'start_brain', 'blend', 'School']
 
 # %% ../../nbs/skills/school.ipynb #be417aca
 @dataclass(frozen=True)
@@ -90,6 +90,18 @@ def start_brain(
         print("no ledger beside these weights: what they forget here cannot be flagged")
     return brain, ledger
 
+# %% ../../nbs/skills/school.ipynb #813c791c
+def blend(
+    brain: Brain,
+    first: dict[str, torch.Tensor],  # weights of the same shapes, by name; a weight that is not among them stays as it is
+    keep: float,  # share of them
+) -> None:
+    """Move the weights of a brain toward earlier ones, in place."""
+    with torch.no_grad():
+        for name, tensor in brain.state_dict().items():
+            if name in first and tensor.is_floating_point():
+                tensor.lerp_(first[name].to(tensor), keep)
+
 # %% ../../nbs/skills/school.ipynb #a4695982
 @dataclass
 class School:
@@ -106,6 +118,7 @@ class School:
     size: int = 0  # 0: the brain's own
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
+    keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -114,6 +127,8 @@ class School:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not self.skills:
             raise ValueError("there is nothing to teach: no skills were given")
+        if not 0 <= self.keep < 1:
+            raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -127,6 +142,8 @@ class School:
         fresh = not (self.run.resumed and any(self.run.path("checkpoints").glob("*")))
         self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=fresh)
         self.size, self.began = self.brain.config.size, time.time()
+        known = brains.load(self.init).state_dict() if self.keep and self.init != "none" else {}  # what is new in a grown brain has no past
+        self.first = {name: tensor.clone() for name, tensor in self.brain.state_dict().items() if name in known}
 
     def lesson(self) -> RaiseLesson:
         """The lesson, in proportion to the number of plain rooms."""
@@ -165,12 +182,13 @@ class School:
             on_log=look_in, settings={"plain": self.plain, "init": self.init, "size": self.size, "skills": [skill.name for skill in self.skills]},
         ).rows
         self.run.save_curve("curve", self.rows)
+        blend(self.brain, self.first, self.keep)
         self._save()
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
 
     def _save(self, replace: bool = False, **more) -> None:
-        raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed}
+        raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep}
         brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
@@ -193,7 +211,7 @@ class School:
             "interval": {s.name: [round(s.low, 5), round(s.high, 5)] for s in self.scores},
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
             "fallen": {"count": len(self.lost), "names": self.lost},
-            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "device": self.device, "seconds": round(time.time() - self.began, 1)},
+            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,
         })
 
