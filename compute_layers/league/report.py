@@ -131,7 +131,8 @@ def answer(
     if good is not best:
         text += f"; the best, {best['mind']} ({best['layer']}), scores {best['score']['score']:.2f} with {_count(best['instructions'])}, {best['instructions'] / good['instructions']:.3g} times as many"
     if good["cost"]["cpu_seconds"] > 0.1:
-        text += f". It took {good['cost']['cpu_seconds']:.0f} CPU seconds to make"
+        seconds = good["cost"]["cpu_seconds"]
+        text += f". It took {f'{seconds:.0f}' if seconds >= 10 else f'{seconds:.2g}'} CPU seconds to make"
     return text + "."
 
 
