@@ -39,7 +39,7 @@ def main():
             error = net(x[part]) - y[part]
             return error.square().mean(), {"samples": share_size(64), "error": error.detach().abs().mean()}
 
-        history = train(net, loss_fn, steps=steps, lr=1e-2, warmup=5, ema=0.9, threads=1, device=device, log_every=5, checkpoint_every=20, checkpoints=folder, resume=True, progress=False)
+        history = train(net, loss_fn, steps=steps, lr=1e-2, warmup=5, ema=0.9, threads=1, device=device, precision="fp32", log_every=5, checkpoint_every=20, checkpoints=folder, resume=True, progress=False)
         if rank == 0:
             json.dump({"rows": history.rows, "from": history.resumed_from, "weights": [value.flatten().tolist() for value in model.state_dict().values()]}, open(out, "w"))
 
