@@ -615,6 +615,18 @@ DRAWING_SKILLS += [
 ZOOM, WIDE_ZOOM = 2.0, 1.5  # on one thing, on two
 
 
+def _nothing_beyond(
+    picture: Tensor,  # (B, S, S, 3) uint8
+    centre: Tensor,  # (B, 2) of what it shows
+    zoom: float,
+) -> Tensor:  # (B,) bool
+    """Is it white where it shows what lies outside the room? Ends of walls that stick out are on no canvas."""
+    place = (torch.arange(picture.shape[1], device=picture.device) + 0.5) / picture.shape[1] - 0.5
+    outside = (centre[:, :, None] + place / zoom - 0.5).abs() > 0.5 + 1 / (zoom * len(place))  # (B, 2, S): columns, rows; by a pixel
+    beyond = outside[:, 0, None] | outside[:, 1, :, None]  # (B, S, S)
+    return ~((picture.amin(-1) < 255) & beyond).any(2).any(1)
+
+
 def _zoom(on: str) -> Callable[[Scene], Task]:
     """The room enlarged around the agent, the gold, or both."""
 
@@ -624,9 +636,9 @@ def _zoom(on: str) -> Callable[[Scene], Task]:
         centre = {"agent": agent, "gold": gold, "both": (agent + gold) / 2}[on]
         zoom = WIDE_ZOOM if on == "both" else ZOOM
         canvas, picture = scene.draw(), scene.draw(centre=centre, zoom=zoom)
-        inside = xp.amax(abs(agent - gold), -1) / 2 + AGENT_RADIUS <= 0.5 / zoom
+        inside = scene.tensor(xp.amax(abs(agent - gold), -1) / 2 + AGENT_RADIUS <= 0.5 / zoom) if on == "both" else True
         return Task(
-            canvas[:, None], picture=picture, world=world, judge=same_change(picture, canvas), sure=scene.tensor(inside) if on == "both" else None,
+            canvas[:, None], picture=picture, world=world, judge=same_change(picture, canvas), sure=inside & _nothing_beyond(picture, scene.tensor(centre), zoom),
             moved=moving(scene, centre, 0.5 + 0 * centre, zoom=zoom),
         )
 

@@ -30,8 +30,8 @@ from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 # %% auto #0
 __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'Phrasebook', 'trim', 'drawing_loss',
            'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'corner_loss', 'ways', 'crossed',
-           'tells_hand', 'knows_meanings', 'RaiseLesson', 'teach_glance', 'teach_route', 'teach_meanings',
-           'least_absolute', 'fit_hand', 'ReaderLesson']
+           'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'RaiseLesson', 'teach_glance', 'teach_route',
+           'teach_meanings', 'least_absolute', 'fit_hand', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -242,6 +242,19 @@ def crossed(
     return scene.draw(lines=xp.where(drawn[:, None], lines, math.nan)[:, None])
 
 
+def sees_plain_rooms(
+    skill: Skill,
+    seed: int = 0,
+    size: int = 64,
+    device="cpu",
+    rooms: int = 32,  # so many that one which is seldom changed is found
+) -> bool:
+    """Are its pictures those of walled rooms as they are, so that it can be asked together with others?"""
+    canvases = skill.make(skill.scene(seed, rooms, size=size, device=device)).canvases
+    plain = levels.walls(seed, rooms, max_gold=1, device=None if str(device) == "cpu" else device)
+    return canvases.shape[1] == 1 and torch.equal(canvases[:, 0], Scene(plain, size, 0).draw())
+
+
 def tells_hand(
     skill: Skill,
     size: int = 64,
@@ -303,11 +316,9 @@ class RaiseLesson:
 
     def _kind(self, skill: Skill) -> str:
         """Which part of a step a skill belongs to."""
-        scene = self._scene(skill, 4, 0)
-        canvases = skill.make(scene).canvases
-        if canvases.shape[1] == 1 and torch.equal(canvases[:, 0], self._plain_scene(skill, scene).draw()):
+        if sees_plain_rooms(skill, self.seed, self.size, self.device):
             return "drawn" if not skill.answers else "asked"
-        return "own" if canvases.shape[1] <= 2 else "recalled"
+        return "own" if skill.make(self._scene(skill, 2, 0)).canvases.shape[1] <= 2 else "recalled"
 
     def _scene(self, skill: Skill, n: int, step: int) -> Scene:
         """Fresh rooms for one skill."""
@@ -316,10 +327,6 @@ class RaiseLesson:
     def _plain_rooms(self, n: int, step: int):
         """Fresh walled rooms for all skills that ask about plain pictures."""
         return levels.walls(self.seed, n, first=step * 64, max_gold=1, device=None if self.device == "cpu" else self.device)
-
-    def _plain_scene(self, skill: Skill, scene: Scene) -> Scene:
-        """The scene whose plain pictures a skill must see to be asked together with others."""
-        return Scene(self._plain_rooms(len(scene), 0), self.size, 0)
 
     def _pick(self, group: str, n: int, step: int, chance: np.random.Generator) -> list[Skill]:
         """Up to n different skills of a group, by need."""
@@ -586,7 +593,7 @@ def least_absolute(
         off = should - known @ found.T
         for out in range(len(found)):
             weight = 1 / off[:, out].abs().clamp(min=EXACT)
-            left = known.T @ (weight[:, None] * known) + 1e-2 * len(known) * torch.eye(known.shape[1], dtype=torch.double, device=known.device)
+            left = known.T @ (weight[:, None] * known) + 1e-4 * len(known) * torch.eye(known.shape[1], dtype=torch.double, device=known.device)
             found[out] = now[out] + torch.linalg.solve(left, known.T @ (weight * (should[:, out] - known @ now[out])))
     return found
 
@@ -685,8 +692,7 @@ class ReaderLesson:
         for skill in self.spoken:
             scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size, device=self.device) for first in range(0, n, self.batch)]  # noqa: E731, B023
             lacks = weights.get(skill.name, 1.0) > min(weights.values(), default=0.0) + 0.004
-            trial = skill.make(scenes(2)[0])
-            if trial.canvases.shape[1] == 1 and torch.equal(trial.canvases[:, 0], Scene(levels.walls(self.seed, 2, max_gold=1, device=place), self.size, 0).draw()):
+            if sees_plain_rooms(skill, self.seed, self.size, self.device):
                 plain.append(skill)
                 continue
             tasks = [skill.make(scene) for scene in scenes(self.rooms if lacks else self.rooms // 5)]
