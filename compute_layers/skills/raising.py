@@ -269,11 +269,12 @@ def knows_meanings(
     brain: Brain,
     skills: list[Skill],
 ) -> bool:
-    """Does the hand recognise every taught request of these skills, each by the meaning that is its own?"""
+    """Does the hand recognise the taught requests of these skills, all but one in a hundred, each by the meaning that is its own?"""
     drawn = [skill for skill in skills if not skill.answers]
     book = Phrasebook(drawn, brain.words, device=brain.registers.device)
     tables = [table for skill in drawn for table in book.prompts[skill.name]]
-    return all(bool((brain.recognise(brain.hear(table)).argmax(-1) == number).all()) for number, table in enumerate(tables))
+    heard = torch.cat([brain.recognise(brain.hear(table)).argmax(-1) == number for number, table in enumerate(tables)])
+    return heard.float().mean().item() > 0.99
 
 
 DISCOUNT = 0.95  # of gold, for each step until it is eaten

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import brain as brains
-from ..brain.model import Brain, BrainConfig, brain_config, grow
+from ..brain.model import SIZES, Brain, BrainConfig, brain_config, grow
 from ..brain.words import Words
 from ..game import levels
 from ..game.picture import contact_sheet
@@ -59,6 +59,21 @@ def all_texts() -> list[str]:
     return vocabulary_texts() + [text for skill in SKILLS.values() for text in skill.texts()] + [frame.format("") for frame in FRAMES] + list(MOVES)
 
 
+def _introduce(
+    brain: Brain,
+    old: BrainConfig | None = None,  # of the brain that it grew out of
+) -> None:
+    """Teach a brain what drawings are asked for with, and let a hand that could draw do the same as before, and exactly. A brain for tests gets by with less."""
+    skills, small = list(SKILLS.values()), brain.config.width < SIZES["tiny"].width
+    edits = old is not None and old.edits
+    so_far = (brain.understand if old.meanings else brain.hear) if edits else None
+    losses = teach_meanings(brain, skills, so_far, **(dict(steps=300, requests=128, lr=1e-2) if small else {}))
+    print(f"what a drawing is asked for with, taught alone: {losses[-1]:.4f}")
+    if edits:
+        errors = fit_hand(brain, skills, rooms=50 if small else 1500)
+        print("the hand, fitted: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()) + " pixels (medians)")
+
+
 def start_brain(
     init: str,  # a name in data/weights/, a run folder, or "none" for a new brain
     new: str = "tiny",  # size of a new brain
@@ -72,7 +87,7 @@ def start_brain(
         brain = Brain(brain_config(new, **GROWN, **({"size": size} if size else {})), words).to(device)
         print(f"a new brain: {sum(p.numel() for p in brain.parameters()):,} parameters")
         if prepare:
-            print(f"what a drawing is asked for with, taught alone: {teach_meanings(brain, list(SKILLS.values()), steps=200 if new == 'smoke' else 2000)[-1]:.4f}")
+            _introduce(brain)
         return brain, {}
     brain, folder = brains.load(init, device), brains.weights_folder(init)
     print(weights_line(folder))
@@ -88,12 +103,8 @@ def start_brain(
             print(f"a closer look, taught alone: {teach_glance(brain)[-1]:.4f}")
         if prepare and (old.route, old.corner) != (brain.config.route, brain.config.corner):
             print(f"where the way turns, taught alone: {teach_route(brain, closer_only=old.route)[-1]:.4f}")
-    if prepare and not knows_meanings(brain, skills := list(SKILLS.values())):
-        so_far = (brain.understand if old.meanings else brain.hear) if old.edits else None
-        print(f"what a drawing is asked for with, taught alone: {teach_meanings(brain, skills, so_far)[-1]:.4f}")
-        if old.edits:
-            errors = fit_hand(brain, skills)
-            print("the hand, fitted: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()) + " pixels (medians)")
+    if prepare and not knows_meanings(brain, list(SKILLS.values())):
+        _introduce(brain, old)
     ledger = read_ledger(folder)
     if not ledger:
         print("no ledger beside these weights: what they forget here cannot be flagged")
