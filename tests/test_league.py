@@ -102,6 +102,19 @@ def test_the_command_of_the_house_reaches_the_league(capsys: pytest.CaptureFixtu
     assert commands.main(["league", "verify", "nowhere"]) == 1
 
 
+def test_standings_can_be_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compute_layers.lab import commands
+
+    monkeypatch.setattr(season, "STANDINGS", str(tmp_path / "standings.json"))
+    season.write_standings([{"arena": "cartpole", "mind": "rules", "instructions": 1}, {"arena": "elsewhere", "mind": "rules", "instructions": 2}])
+    (folder := tmp_path / "season").mkdir()
+    season._write(folder / "cartpole--rules.json", {"arena": "cartpole", "mind": "rules", "instructions": 3, "episodes": [{}], "real_time": {"delay": 1, "score": 0.5, "played": [{}]}})
+    assert commands.main(["league", "standings", "--add", str(folder)]) == 0
+    rows = json.loads((tmp_path / "standings.json").read_text())
+    assert [(row["arena"], row["mind"]) for row in rows] == [("cartpole", "rules"), ("elsewhere", "rules")] and rows[1]["instructions"] == 2
+    assert rows[0] == {"arena": "cartpole", "mind": "rules", "instructions": 3, "exam": 1, "real_time": {"delay": 1, "score": 0.5}}
+
+
 def test_an_arena_without_anchors_is_refused() -> None:
     with pytest.raises(ValueError, match="has no anchors.*declare them first"):
         arenas.get_arena("cartpole", {})
