@@ -247,7 +247,7 @@ def test_a_new_arena_and_a_new_mind_are_one_file_each(tmp_path: Path, monkeypatc
     monkeypatch.setattr(compute_layers.minds, "__path__", [*compute_layers.minds.__path__, str(tmp_path / "minds")])
     monkeypatch.setattr(arenas, "ANCHORS_FILE", str(tmp_path / "anchors.json"))
     try:
-        anchors.declare(["short-pole"], candidates=12, episodes=2, finalists=2, final_episodes=4, measured_episodes=8)
+        anchors.declare(["short-pole"], tmp_path / "anchors.json", candidates=12, episodes=2, finalists=2, final_episodes=4, measured_episodes=8)
         pairs = season.pairs_of("cpu", ["short-pole"])
         assert {("short-pole", "leaner"), ("short-pole", "rules"), ("short-pole", "random"), ("short-pole", "CMA-ES")} <= set(pairs)
         assert "short-pole" in season.arenas_of("cpu") and [pair for pair in season.pairs_of("cpu") if pair[0] == "short-pole"] == pairs
@@ -339,10 +339,9 @@ def test_a_brain_is_billed_for_its_weights_and_its_arithmetic(tmp_path: Path) ->
     if not MAKERS["brain"].fits(arenas.ARENAS["goldroom-bare"]):
         pytest.skip("the weights are not here: dvc pull")
     chosen = dataclasses.replace(season.PRESETS["smoke"], slow_episodes=1)
-    for name in ("brain", "brain that answers"):
-        row = season.play_pair(tmp_path, arenas.get_arena("goldroom-bare", ANCHORS), MAKERS[name], chosen, 0)
-        assert row["bytes"] > 1e6 and row["cost"]["cpu_seconds"] > 1000 and row["machine"]
-        assert row["flops"] > 1e6 and row["flops_source"] == "counted by FlopCounterMode"
+    row = season.play_pair(tmp_path, arenas.get_arena("goldroom-bare", ANCHORS), MAKERS["brain that answers"], chosen, 0)
+    assert row["bytes"] > 1e6 and row["cost"]["cpu_seconds"] > 1000 and row["machine"]
+    assert row["flops"] > 1e6 and row["flops_source"] == "counted by FlopCounterMode"
 
 
 def test_calling_a_dearer_mind_takes_the_cheapest_that_is_nearly_best() -> None:
