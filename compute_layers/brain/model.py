@@ -23,7 +23,7 @@ __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'RUBBER', 'TRAIL', 'FOVEA', '
            'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BENDS', 'TURNS', 'BrainConfig',
            'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen',
            'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled', 'changes', 'blue_ink', 'gold_ink',
-           'Glance', 'Route', 'Brain', 'grow']
+           'closer', 'Glance', 'Route', 'Brain', 'grow']
 
 # %% ../../nbs/brain/model.ipynb #ab29189a
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class BrainConfig:
     canvases: int = 1  # how many pictures it can hold in mind at once, the newest last
     landmarks: bool = False  # its registers are told where the patches found the agent and the gold
     glance: bool = False  # with landmarks: and what a closer look at those places found
+    glance_width: int = 0  # hidden channels of each closer look; 0: half of the stem's
     route: bool = False  # with glance: and where the shortest way from the agent to the gold turns
+    corner: bool = False  # with route: a closer look there, too
     scenery: bool = False  # with landmarks: and how much gold, which ways out and which line the patches found
     posted: bool = False  # with scenery: and its last register is for that alone
     edits: bool = False  # it can draw over its canvases: leave alone, copy, move, paint, and draw with a pen
@@ -54,16 +56,18 @@ class BrainConfig:
     marks: bool = False  # with stencils: it can ink what its eyes were asked to find pixel by pixel
     fovea: bool = False  # with marks: it finds them by a look at the newest canvas pixel by pixel, too
     weighs: bool = False  # with edits: the hand learns how much each word of a request counts
+    meanings: int = 0  # with edits: the hand hears one of so many meanings in the words of a request; 0: whatever they add up to
     trail: bool = False  # with landmarks: its last register but one is told how far from here the agent was on each canvas, and so is the hand
     told: bool = False  # with scenery: every word that it reads or says is told what its eyes found in the newest canvas (with trail: and the way back)
     waves: bool = False  # with told: angles and the distance to the gold are told in short waves, too, so that a degree is heard
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
+    infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     values: bool = False  # it can say how good a picture is for the agent
 
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("route", "glance"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told")):
+        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("infers", "told")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -374,6 +378,21 @@ def gold_ink(
     return (pictures[..., 0] + pictures[..., 1] - pictures[..., 2] - 255).clamp(min=0) / GOLD_COLOUR[1]
 
 
+def closer(
+    pictures: Tensor,  # (N, S, S, C) of numbers up to 255
+    place: Tensor,  # (N, 2) x, y in room sides
+    patch: int,  # pixels
+) -> tuple[Tensor, Tensor]:  # (N, (2 patch)² · C), white is 0; its middle (N, 2) in room sides
+    """A window of two patches on a side, around the whole pixel next to a place; beyond the picture everything is white."""
+    size, device = pictures.shape[1], pictures.device
+    middle = (place * size).nan_to_num(size / 2).round().clamp(0, size).long()
+    across = torch.arange(2 * patch, device=device)
+    columns, rows = (middle[:, axis, None] + across for axis in (0, 1))
+    padded = F.pad(pictures, (0, 0, patch, patch, patch, patch), value=255)
+    cut = padded[torch.arange(len(pictures), device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return 1 - cut.flatten(1).float() * (1 / 255), middle / size
+
+
 GLANCED = 10  # agent x, y, cos, sin; gold x, y; blue ink in patches, and that times its place x, y; pieces of gold
 
 
@@ -386,20 +405,6 @@ class Glance(nn.Module):
         self.windows_in = nn.ModuleList(nn.Linear(window, hidden) for _ in LOCATED)
         self.windows_out = nn.ModuleList(nn.Linear(hidden, 4 if thing == "agent" else 2) for thing in LOCATED)
 
-    def window(
-        self,
-        pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
-        place: Tensor,  # (N, 2) x, y in room sides
-    ) -> tuple[Tensor, Tensor]:  # (N, (2 patch)² · 3), white is 0; its middle (N, 2) in room sides
-        """Two patches on a side, around the whole pixel next to a place; beyond the picture everything is white."""
-        size, patch, device = pictures.shape[1], self.patch, pictures.device
-        middle = (place * size).nan_to_num(size / 2).round().clamp(0, size).long()
-        across = torch.arange(2 * patch, device=device)
-        columns, rows = (middle[:, axis, None] + across for axis in (0, 1))
-        padded = F.pad(pictures, (0, 0, patch, patch, patch, patch), value=255)
-        cut = padded[torch.arange(len(pictures), device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return 1 - cut.flatten(1).float() * (1 / 255), middle / size
-
     def forward(
         self,
         pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
@@ -408,7 +413,7 @@ class Glance(nn.Module):
         """Where they are, which way the agent looks, and how much there is of the two colours that are counted."""
         size, found = pictures.shape[1], []
         for k, (inner, outer) in enumerate(zip(self.windows_in, self.windows_out)):
-            window, middle = self.window(pictures, places[:, k])
+            window, middle = closer(pictures, places[:, k], self.patch)
             said = outer(F.relu(inner(window)).square())
             found += [middle + said[:, :2] * (self.patch / size), F.normalize(said[:, 2:], dim=-1)]
         blue, pieces = blue_ink(pictures) / self.patch**2, gold_ink(pictures).sum((1, 2)) / (math.pi * (GOLD_RADIUS * size) ** 2)
@@ -423,13 +428,15 @@ TURNS = (2 + 2 * BENDS, 4 + 2 * WAVES)  # numbers about the way that the hand kn
 class Route(nn.Module):
     """Where the shortest way from the agent to the gold turns."""
 
-    def __init__(self, cell: int, hidden: int = 32):
+    def __init__(self, cell: int, hidden: int = 32, look: int = 0):
         super().__init__()
         self.cell = cell  # pixels a side
         self.first = nn.Conv2d(cell**2 + 8, hidden, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=apart, dilation=apart) for apart in (1, 2, 4, 1, 2, 4, 1))
         self.here = nn.Conv2d(hidden, 3 * BENDS, 1)  # for each bend a logit, and where in the cell it is: x, y in cells from the middle
         self.nowhere = nn.Linear(2 * hidden, BENDS)  # a logit for each: the way has no such bend
+        if look:  # hidden channels of a closer look at a bend
+            self.corner_in, self.corner_out = nn.Linear((4 * cell) ** 2, look), nn.Linear(look, 2)
 
     def forward(
         self,
@@ -454,18 +461,30 @@ class Route(nn.Module):
         nowhere = self.nowhere(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
         return torch.cat([said[:, :BENDS], nowhere[:, :, None]], 2), said[:, BENDS:].unflatten(1, (BENDS, 2))
 
+    def corner(
+        self,
+        pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
+        place: Tensor,  # (N, 2) x, y in room sides: roughly where the way turns
+    ) -> Tensor:  # (N, 2) where it turns, as a closer look at the black there finds
+        """The same, to a fraction of a pixel: a way turns at a fixed distance from a corner of a wall."""
+        window, middle = closer(pictures.amax(-1, keepdim=True), place, 2 * self.cell)
+        said = self.corner_out(F.relu(self.corner_in(window)).square())
+        return middle + said * (self.cell / pictures.shape[1])
+
     def bends(
         self,
         pictures: Tensor,
         agent: Tensor,
         gold: Tensor,
     ) -> Tensor:  # (N, BENDS, 2) x, y in room sides; the gold where there is no more bend
-        """The likeliest places."""
+        """The likeliest places, looked at closer where it can."""
         logits, places = self(pictures, agent, gold)
         side, best = math.isqrt(places.shape[-1]), logits.argmax(-1)
         cell = best.clamp(max=side**2 - 1)
         within = places.gather(3, cell[:, :, None, None].expand(-1, -1, 2, 1))[..., 0]
         turn = (torch.stack([cell % side, cell // side], -1) + 0.5 + within) / side
+        if hasattr(self, "corner_in"):
+            turn = torch.stack([self.corner(pictures, turn[:, k]) for k in range(BENDS)], 1)
         return torch.where((best == side**2)[..., None], gold[:, None], turn)
 
 
@@ -528,6 +547,10 @@ class Brain(nn.Module):
             if config.weighs:
                 self.weigh = nn.Embedding(config.vocabulary, 1)
                 nn.init.zeros_(self.weigh.weight)  # all words count the same
+            if config.meanings:  # ears of its own, so that what the reader learns about words does not disturb it
+                self.hears = nn.Embedding(config.vocabulary, width)
+                self.recognise, self.meanings = nn.Linear(2 * width, config.meanings), nn.Parameter(torch.empty(config.meanings, 2 * width))
+                nn.init.orthogonal_(self.meanings)  # each a direction of its own
             with torch.no_grad():
                 self.gate.bias.copy_(torch.tensor([0.0, -1.0, -1.0, 2.0] + [-2.0] * (config.canvases - 1 + config.marks)).repeat(config.patch**2))
                 self.hand.bias.zero_()
@@ -537,9 +560,9 @@ class Brain(nn.Module):
             self.notice = nn.Linear(POSE_GEOMETRY + SCENERY * config.scenery + 6 * WAVES * config.waves, width, bias=False)
             nn.init.zeros_(self.notice.weight)
         if config.glance:
-            self.glance = Glance(config.patch, config.stem // 2)
+            self.glance = Glance(config.patch, config.glance_width or config.stem // 2)
         if config.route:
-            self.route = Route(config.patch // 2)
+            self.route = Route(config.patch // 2, look=config.corner * (config.glance_width or config.stem // 2))
         if config.scenery:
             self.patch_scenery = nn.Linear(width, PATCH_SCENERY)
         if config.posted:  # as loud as what else a register says, from the start: what is whispered is not listened to
@@ -557,8 +580,12 @@ class Brain(nn.Module):
             self.trail = nn.Linear(2, width, bias=False)
             nn.init.normal_(self.trail.weight, std=0.3)
         if config.told:
-            self.tell = nn.Linear(POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route, width, bias=False)
+            told = POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route
+            self.tell = nn.Linear(told, width, bias=False)
             nn.init.normal_(self.tell.weight, std=0.02)
+            if config.infers:
+                self.infer_in, self.infer_out = nn.Linear(told, config.infers), nn.Linear(config.infers, width, bias=False)
+                nn.init.zeros_(self.infer_out.weight)
         if config.values:
             self.worth = nn.Linear(width, 1)
 
@@ -708,8 +735,11 @@ class Brain(nn.Module):
     def _memory_keys(self, blocks: nn.ModuleList, memory: Tensor) -> list:
         return [block.cross_attention.keys_values(memory) for block in blocks]
 
-    def told(self, memory: Tensor) -> Tensor | None:
-        """(B, width): what the eyes found in the newest canvas, and the way back to where the agent was. Attention to registers alone can stay deaf: where it is sure of one, no other is heard."""
+    def finds(
+        self,
+        memory: Tensor,  # (B, M, width) from `see`
+    ) -> Tensor | None:  # (B, N), no gradient
+        """All numbers that words are told: what the eyes found in the newest canvas, in waves, and how it was in those before."""
         if not self.config.told:
             return None
         landmarks = self.landmarks(memory)
@@ -727,7 +757,18 @@ class Brain(nn.Module):
             way = self.turns(memory)[:, 0] - landmarks[:, -1, :2]
             bearing = _bearing(landmarks[:, -1, 2:4], F.normalize(way, dim=-1))
             found = torch.cat([found, way, bearing, doubled(bearing[:, None])], -1)
-        return self.tell(found.to(memory.dtype))
+        return found.to(memory.dtype)
+
+    def told(
+        self,
+        memory: Tensor | None,  # (B, M, width) from `see`
+        found: Tensor | None = None,  # (B, N) from `finds`, where it is known already
+    ) -> Tensor | None:  # (B, width)
+        """What every word is told. Attention to registers alone can stay deaf: where it is sure of one, no other is heard."""
+        found = self.finds(memory) if found is None else found
+        if found is None:
+            return None
+        return self.tell(found) + self.infer_out(F.relu(self.infer_in(found)).square()) if self.config.infers else self.tell(found)
 
     def _read(self, words: Tensor, start: int, keys: list, told: Tensor | None, questions: int, mask: Tensor, past: list | None = None) -> Tensor:
         """Hidden states of (B·questions, T) words, the first of which has place `start` relative to the answer."""
@@ -753,6 +794,17 @@ class Brain(nn.Module):
         itself = torch.eye(t, dtype=torch.bool, device=words.device)
         return ((causal & real[:, None, :]) | itself)[:, None]
 
+    def hidden(
+        self,
+        memory: Tensor,  # (B, M, width), or only its registers
+        prompts: Tensor,  # (B, P)
+        told: Tensor | None = None,  # (B, width) from `told`, where only the registers of the memory were kept
+    ) -> Tensor:  # (B, P, width)
+        """What the reader makes of every word of a request: the painter looks at it."""
+        keys = self._memory_keys(self.reader_blocks, self.gist(memory))
+        told = self.told(memory) if told is None else told
+        return self._read(prompts, -prompts.shape[1], keys, told, 1, self._causal_mask(prompts, prompts.shape[1]))
+
     def read(
         self,
         memory: Tensor,  # (B, M, width)
@@ -772,7 +824,7 @@ class Brain(nn.Module):
 
     @property
     def _known(self) -> int:
-        """How many numbers the hand can use: one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here), where the way turns."""
+        """How many numbers the hand can use, see `knows`."""
         return 1 + POSE_GEOMETRY + 2 + 2 * (self.config.canvases - 1) * (1 + self.config.trail) + TURNS[0] * self.config.route
 
     @property
@@ -780,18 +832,35 @@ class Brain(nn.Module):
         """From how many pictures a pixel can be taken: the tools', the canvases, newest first, and the one with marks."""
         return TOOLS + self.config.canvases + self.config.marks
 
-    def plan(
+    def hear(
+        self,
+        prompts: Tensor,  # (B, P)
+    ) -> Tensor:  # (B, 2 width)
+        """What the words of a request add up to, whatever their order."""
+        real = (prompts != 0)[..., None].float()
+        if self.config.weighs:
+            real = real * self.weigh(prompts).float().exp()
+        words = self.hears if self.config.meanings else self.word_embedding
+        said = self.hand_norm((words(prompts) * real).sum(1) / real.sum(1))
+        with self._exactly():
+            return F.relu(self.hand_in(said.float())).square()
+
+    def understand(
+        self,
+        prompts: Tensor,  # (B, P)
+    ) -> Tensor:  # (B, 2 width)
+        """What the hand makes of a request: with `config.meanings` the likeliest of those that it knows, so that other words for the same change nothing.
+
+        `skills.raising.teach_meanings` teaches it to recognise them.
+        """
+        heard = self.hear(prompts)
+        return self.meanings[self.recognise(heard).argmax(-1)] if self.config.meanings else heard
+
+    def knows(
         self,
         memory: Tensor,  # (B, M, width)
-        prompts: Tensor,  # (B, P)
-    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (B, HAND); the landmarks of the newest canvas (B, POSE_GEOMETRY); (B, 1 + STENCILS, 1 + sources)
-        """What the hand is about to do, see `HAND`: linear in the landmarks, with weights that depend on the words of the request.
-
-        And, with stencils, how much the words want the rubber, each tool and each canvas, everywhere and under each stencil. The order
-        of the words does not count here. Raises `ValueError` for a brain without a hand.
-        """
-        if not self.config.edits:
-            raise ValueError(_NO_HAND)
+    ) -> Tensor:  # (B, known): one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here), where the way turns
+        """The numbers that the hand can use."""
         seen = self.landmarks(memory)  # (B, C, 11)
         now, before = seen[:, -1], seen[:, :-1, :2].flip(1)  # the youngest first
         missing = self.config.canvases - seen.shape[1]
@@ -801,16 +870,25 @@ class Brain(nn.Module):
         if self.config.route:
             there = self.turns(memory)
             turns = [there.flatten(1), F.normalize(there[:, 0] - now[:, :2], dim=-1)]
-        known = torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns], -1)
-        real = (prompts != 0)[..., None].to(now.dtype)
-        if self.config.weighs:
-            real = real * self.weigh(prompts).float().exp()
-        said = self.hand_norm((self.word_embedding(prompts) * real).sum(1) / real.sum(1))
+        return torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns], -1)
+
+    def plan(
+        self,
+        memory: Tensor,  # (B, M, width)
+        prompts: Tensor,  # (B, P)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (B, HAND); the landmarks of the newest canvas (B, POSE_GEOMETRY); (B, 1 + STENCILS, 1 + sources)
+        """What the hand is about to do, see `HAND`: linear in what it knows, with weights that depend on the words of the request.
+
+        And, with stencils, how much the words want the rubber, each tool and each canvas, everywhere and under each stencil. The order
+        of the words does not count here. Raises `ValueError` for a brain without a hand.
+        """
+        if not self.config.edits:
+            raise ValueError(_NO_HAND)
+        known, meant = self.knows(memory), self.understand(prompts)
         with self._exactly():
-            meant = F.relu(self.hand_in(said.float())).square()
             weights = self.hand(meant).unflatten(-1, (HAND, -1)) * (2 * self.config.width) ** -0.5  # many add up: each must move slowly
             choice = 3 * self.choice(meant).unflatten(-1, (1 + STENCILS, -1)) if self.config.stencils else None  # few add up: these may move fast
-        return (weights * known[:, None]).sum(-1), now, choice
+        return (weights * known[:, None]).sum(-1), known[:, 1 : 1 + POSE_GEOMETRY], choice
 
     def paint(
         self,
@@ -828,8 +906,7 @@ class Brain(nn.Module):
             count = canvases.shape[1]
             if count != self._canvases(memory):
                 raise ValueError(f"the memory is of {self._canvases(memory)} canvas(es), but {count} are to be drawn over: give those that were seen")
-        p = prompts.shape[1]
-        hidden = self._read(prompts, -p, self._memory_keys(self.reader_blocks, self.gist(memory)), self.told(memory), 1, self._causal_mask(prompts, p))
+        hidden = self.hidden(memory, prompts)
         shown = memory
         if self.config.glance:  # its numbers are for the hand
             shown = torch.cat([memory[:, : self._canvases(memory) * self.config.grid**2], self.gist(memory)], 1)
@@ -1013,6 +1090,8 @@ def grow(
     if brain.words is not None and not words.begins_with(brain.words):
         raise ValueError("the new vocabulary must begin with the brain's own words, in their order: make it with words.extended(texts)")
     grown = Brain(config, words)
+    turned = ("tell.weight", "infer_in.weight")  # on their sides: it is what they hear that grows
+
     def layout(of: BrainConfig) -> dict[str, tuple[int, list[int]]]:
         """Matrices with rows for each pixel, each thing that the hand does, each stencil: how many, and the pieces of each that may grow."""
         back = 2 * (of.canvases - 1)
@@ -1020,7 +1099,7 @@ def grow(
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
             "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route]),
-            "tell": (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route]),  # turned on its side: it is what it hears that grows
+            **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route])),
         }
 
     new, old = grown.state_dict(), brain.state_dict()
@@ -1032,17 +1111,21 @@ def grow(
             start = config.prompt_words - brain.config.prompt_words
             new[name][start : start + len(tensor)] = tensor
         else:
-            turned = name.startswith("tell.")
-            target, tensor = (new[name].T, tensor.T) if turned else (new[name], tensor)
-            if turned:
-                target.zero_()
-            several, parts = layout(brain.config).get(name.partition(".")[0], (1, [len(tensor)] if tensor.dim() else []))
-            _, room = layout(config).get(name.partition(".")[0], (1, [len(target)] if tensor.dim() else []))
+            target, tensor = (new[name].T, tensor.T) if name in turned else (new[name], tensor)
+            if name in turned:
+                target[:, : tensor.shape[1]] = 0
+            key = name if name in turned else name.partition(".")[0]
+            several, parts = layout(brain.config).get(key, (1, [len(tensor)] if tensor.dim() else []))
+            _, room = layout(config).get(key, (1, [len(target)] if tensor.dim() else []))
             if not parts:
                 target.copy_(tensor)
                 continue
             pieces = zip(target.unflatten(0, (several, -1)).split(room, 1), tensor.unflatten(0, (several, -1)).split(parts, 1))
             for there, here in pieces:  # what is new comes behind each piece
                 there[tuple(slice(0, n) for n in here.shape)] = here
+    if config.meanings and not brain.config.meanings:
+        new["hears.weight"].copy_(new["word_embedding.weight"])
+    if 0 < brain.config.meanings < config.meanings:  # never heard until they are taught
+        new["recognise.bias"][brain.config.meanings :] = -30.0
     grown.load_state_dict(new)
     return grown.to(brain.registers.device)

@@ -28,7 +28,7 @@ from .skill import Scene, Skill, Task, register
 __all__ = ['SIDE_WALLS', 'PATCH_ERROR', 'PIXELS', 'DEGREES', 'DRAWING_SKILLS', 'DOT_WIDTH', 'DRAWN_MOVES', 'CORNERS', 'ZOOM',
            'WIDE_ZOOM', 'MINIMAL_PAIRS', 'rows_of', 'towards', 'agent_fits', 'first_that', 'blueness', 'worst_patch',
            'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'moving', 'pen_points', 'inner_corners',
-           'shortest_way', 'from_rim', 'corner_ink']
+           'shortest_way', 'from_rim', 'corners_seen', 'corner_ink']
 
 # %% ../../nbs/skills/drawings.ipynb #d82b896e
 SIDE_WALLS = 5  # rows of `World.walls` that `levels` keeps for the sides of the room; inner walls follow
@@ -368,26 +368,41 @@ def _way(scene: Scene) -> Task:
 DOT_WIDTH = 2 * LINE_WIDTH  # of the marks on corners
 
 
-def _dotted(world: World, size: int) -> tuple[Tensor, Array]:  # (B, S, S, 3) uint8, (B, D, 2)
-    """Pictures with dots on the corners of the inner walls, and where they are."""
-    dots = inner_corners(world).reshape(len(world), -1, 2)
-    return torch.as_tensor(draw(world, size, lines=array_module(dots).concatenate([dots, dots], -1), line_width=DOT_WIDTH)), dots
+def corners_seen(
+    world: World,  # B rooms made by `levels`
+) -> tuple[Array, Array]:  # (B, D, 2) corners of the inner walls, NaN where there is none or another wall covers it; (B, D) how far the next wall is from each
+    """What a picture shows of the corners of the inner walls."""
+    xp, corners = array_module(world.agent), inner_corners(world)
+    n, count = corners.shape[:2]
+    corners = corners.reshape(n, -1, 2)
+    far = wall_distance(corners, world.walls)  # (B, D, W)
+    for k in range(count):  # a wall does not cover its own corners
+        far[:, 4 * k : 4 * k + 4, SIDE_WALLS + k] = math.inf
+    far = xp.amin(far, -1)
+    return xp.where((far > 0)[..., None], corners, math.nan), far
+
+
+def _dotted(world: World, size: int) -> tuple[Tensor, Array, Array]:  # (B, S, S, 3) uint8, (B, D, 2), (B, D)
+    """Pictures with dots on the corners of the inner walls that are seen, with `corners_seen`."""
+    dots, far = corners_seen(world)
+    return torch.as_tensor(draw(world, size, lines=array_module(dots).concatenate([dots, dots], -1), line_width=DOT_WIDTH)), dots, far
 
 
 def corner_ink(
     world: World,  # B rooms made by `levels`
     size: int,  # pixels a side
 ) -> Tensor:  # (B, S, S) in [0, 1]
-    """How much of each pixel is covered when the corners of the inner walls are marked."""
+    """How much of each pixel is covered when the corners of the inner walls that are seen are marked."""
     picture = _dotted(world, size)[0].float() / 255
     return (picture[..., 2] - picture[..., :2].amax(-1)).clamp(0, 1)
 
 
 def _corners(scene: Scene) -> Task:
-    picture, dots = _dotted(scene.world, scene.size)
+    picture, dots, far = _dotted(scene.world, scene.size)
     visible = ((dots >= 0) & (dots <= 1)).all(-1)  # NaN is not
+    doubtful = ((far > 0) & (far < 1 / scene.size)).any(1)  # a corner within a pixel of another wall
     return Task(
-        scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture, 0.6), sure=scene.tensor(visible.any(1)),
+        scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture, 0.6), sure=scene.tensor(visible.any(1) & ~doubtful),
     )
 
 
@@ -600,6 +615,18 @@ DRAWING_SKILLS += [
 ZOOM, WIDE_ZOOM = 2.0, 1.5  # on one thing, on two
 
 
+def _nothing_beyond(
+    picture: Tensor,  # (B, S, S, 3) uint8
+    centre: Tensor,  # (B, 2) of what it shows
+    zoom: float,
+) -> Tensor:  # (B,) bool
+    """Is it white where it shows what lies outside the room? Ends of walls that stick out are on no canvas."""
+    place = (torch.arange(picture.shape[1], device=picture.device) + 0.5) / picture.shape[1] - 0.5
+    outside = (centre[:, :, None] + place / zoom - 0.5).abs() > 0.5 + 1 / (zoom * len(place))  # (B, 2, S): columns, rows; by a pixel
+    beyond = outside[:, 0, None] | outside[:, 1, :, None]  # (B, S, S)
+    return ~((picture.amin(-1) < 255) & beyond).any(2).any(1)
+
+
 def _zoom(on: str) -> Callable[[Scene], Task]:
     """The room enlarged around the agent, the gold, or both."""
 
@@ -609,9 +636,9 @@ def _zoom(on: str) -> Callable[[Scene], Task]:
         centre = {"agent": agent, "gold": gold, "both": (agent + gold) / 2}[on]
         zoom = WIDE_ZOOM if on == "both" else ZOOM
         canvas, picture = scene.draw(), scene.draw(centre=centre, zoom=zoom)
-        inside = xp.amax(abs(agent - gold), -1) / 2 + AGENT_RADIUS <= 0.5 / zoom
+        inside = scene.tensor(xp.amax(abs(agent - gold), -1) / 2 + AGENT_RADIUS <= 0.5 / zoom) if on == "both" else True
         return Task(
-            canvas[:, None], picture=picture, world=world, judge=same_change(picture, canvas), sure=scene.tensor(inside) if on == "both" else None,
+            canvas[:, None], picture=picture, world=world, judge=same_change(picture, canvas), sure=inside & _nothing_beyond(picture, scene.tensor(centre), zoom),
             moved=moving(scene, centre, 0.5 + 0 * centre, zoom=zoom),
         )
 

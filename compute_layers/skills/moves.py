@@ -235,7 +235,8 @@ _taught(
     name="say_and_move",
     prompts=[(
         "say the next move and why , then make it", "say your next move and why , then make it", "tell me the next move and why , then make it",
-        "what is the next move and why , then make it", "say why and then make the next move to the gold",
+        "what is the next move and why , then make it", "say why and then make the next move to the gold", "say why , then go to the gold",
+        "say why and make the next move", "say why and then make a move toward the gold", "tell me why and then move toward the gold",
     )],
     held_out=[("tell me your next move and why , then make it", "what is your next move and why , then make it", "say why and then move to the gold")],
     make=_say_and_move,

@@ -5,7 +5,9 @@
 # %% ../../nbs/skills/raising.ipynb #7a3c43de
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,18 +17,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..brain.geometry import geometry_loss, geometry_targets, glance_loss, marks_loss, scenery_loss, scenery_targets
-from ..brain.model import BENDS, Brain
+from ..brain.model import BENDS, HAND, Brain, Route
 from ..brain.words import Words
 from ..game import facts, levels, oracle
 from ..game.picture import draw
-from ..game.world import World
-from .drawings import corner_ink, shortest_way
+from ..game.world import AGENT_RADIUS, World, wall_distance
+from .drawings import corner_ink, inner_corners, shortest_way
+from .inquiries import drawn_line
 from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words',
-           'route_loss', 'ways', 'crossed', 'RaiseLesson', 'teach_glance', 'teach_route']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'Phrasebook', 'trim', 'drawing_loss',
+           'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'corner_loss', 'ways', 'crossed',
+           'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'RaiseLesson', 'teach_glance', 'teach_route',
+           'teach_meanings', 'least_absolute', 'fit_hand', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -140,6 +145,29 @@ def common_words(
     heard = [set.intersection(*({word for text in texts for word in text.split()} for texts in skill.wordings())) for skill in skills if not skill.answers]
     return sorted(word for word in set().union(*heard) if sum(word in each for each in heard) >= COMMON * len(heard))
 
+
+
+def common_tokens(
+    skills: list[Skill],
+    words: Words,
+    device="cpu",
+) -> Tensor:  # (N,) int64
+    """The numbers of `common_words`; of padding where there are none."""
+    return torch.tensor([token for word in common_words(skills) for token in words.encode([word])[0]] or [0], device=device)
+
+
+def among_others(
+    request: Tensor,  # (B, P) tokens
+    common: Tensor,  # (N,) from `common_tokens`
+    generator: torch.Generator,
+) -> Tensor:  # (B, THROWN_IN + P)
+    """Requests with up to `THROWN_IN` common words thrown in."""
+    shape = (len(request), THROWN_IN)
+    which = torch.randint(len(common), shape, generator=generator, device=request.device)
+    many = torch.randint(1 + THROWN_IN, (len(request), 1), generator=generator, device=request.device)
+    heard = torch.where(torch.arange(THROWN_IN, device=request.device) < many, common[which], 0)
+    return torch.cat([heard, request], 1)
+
 # %% ../../nbs/skills/raising.ipynb #f4e49162
 STRAIGHT = 3.0  # weight of a room whose way has no bend where every second is such: among all rooms six of seven are
 
@@ -163,6 +191,26 @@ def route_loss(
     return ((guess + off) * weight).sum() / weight.sum().clamp(min=1)
 
 
+def corner_loss(
+    route: Route,  # one that looks closer
+    world: World,  # B rooms made by `levels`
+    pictures: Tensor,  # uint8 (B, S, S, 3)
+    generator: torch.Generator,
+    rough: float = 0.8,  # deviation in pixels of the places that are looked at from the true ones
+) -> Tensor:
+    """How far off a closer look is at places where a way could turn, in pixels: at all corners of the inner walls that the agent can pass."""
+    size, device = pictures.shape[1], pictures.device
+    corners = inner_corners(world, AGENT_RADIUS)
+    corners = corners.reshape(len(world), -1, 2)
+    free = (wall_distance(corners, world.walls) >= 0.9 * AGENT_RADIUS).all(-1)  # False for those that are not there
+    corners, free = torch.as_tensor(corners, device=device).float(), torch.as_tensor(free, device=device)
+    room, which = (free & ((corners > 0) & (corners < 1)).all(-1)).nonzero(as_tuple=True)
+    true = corners[room, which]
+    place = true + torch.randn(true.shape, generator=generator, device=device) * rough / size
+    error = F.smooth_l1_loss(route.corner(pictures[room], place) * size, true * size, reduction="none", beta=0.05)
+    return error.sum() / max(1, len(true))
+
+
 def ways(
     seed: int,
     rooms: int,
@@ -182,14 +230,50 @@ def crossed(
     scene: Scene,
     plain: int = 0,
 ) -> Tensor:  # uint8 (B, S, S, 3)
-    """Pictures of all rooms; through half of them, but for the first `plain`, goes a line, every other one from the agent on."""
+    """Pictures of all rooms; through half of them, but for the first `plain`, goes a line: every other one from the agent's rim, of the rest every other from its middle."""
     xp, ends = scene.xp, []
     for _ in range(2):
         ends.append(0.1 + 0.8 * xp.stack([scene.uniform(), scene.uniform()], -1))
     drawn = scene.uniform() < 0.5
     drawn[:plain] = False
-    ends[0][::2] = scene.world.agent[::2]
-    return scene.draw(lines=xp.where(drawn[:, None], xp.concatenate(ends, -1), math.nan)[:, None])
+    ends[0][1::4] = scene.world.agent[1::4]
+    lines = xp.concatenate(ends, -1)
+    lines[::2] = drawn_line(scene)[0][::2, 0]
+    return scene.draw(lines=xp.where(drawn[:, None], lines, math.nan)[:, None])
+
+
+def sees_plain_rooms(
+    skill: Skill,
+    seed: int = 0,
+    size: int = 64,
+    device="cpu",
+    rooms: int = 32,  # so many that one which is seldom changed is found
+) -> bool:
+    """Are its pictures those of walled rooms as they are, so that it can be asked together with others?"""
+    canvases = skill.make(skill.scene(seed, rooms, size=size, device=device)).canvases
+    plain = levels.walls(seed, rooms, max_gold=1, device=None if str(device) == "cpu" else device)
+    return canvases.shape[1] == 1 and torch.equal(canvases[:, 0], Scene(plain, size, 0).draw())
+
+
+def tells_hand(
+    skill: Skill,
+    size: int = 64,
+    device="cpu",
+) -> bool:
+    """Do the tasks of a skill say what the hand must do?"""
+    task = skill.make(skill.scene(0, 4, size=size, device=device))
+    return task.moved is not None or task.pen is not None
+
+
+def knows_meanings(
+    brain: Brain,
+    skills: list[Skill],
+) -> bool:
+    """Does the hand recognise every taught request of these skills, each by the meaning that is its own?"""
+    drawn = [skill for skill in skills if not skill.answers]
+    book = Phrasebook(drawn, brain.words, device=brain.registers.device)
+    tables = [table for skill in drawn for table in book.prompts[skill.name]]
+    return all(bool((brain.recognise(brain.hear(table)).argmax(-1) == number).all()) for number, table in enumerate(tables))
 
 
 DISCOUNT = 0.95  # of gold, for each step until it is eaten
@@ -228,21 +312,13 @@ class RaiseLesson:
         self.draw_prompts = self.words.prompts(DRAW_PROMPTS, device=self.device)
         kinds = {skill.name: self._kind(skill) for skill in self.skills}
         self.groups = {kind: [s for s in self.skills if kinds[s.name] == kind] for kind in ("asked", "drawn", "own", "recalled")}
-        self.common = torch.tensor([token for word in common_words(self.skills) for token in self.words.encode([word])[0]] or [0], device=self.device)
-        self.handy = {kind: [skill for skill in self.groups[kind] if self._handy(skill)] for kind in ("drawn", "recalled")}
+        self.handy = {kind: [skill for skill in self.groups[kind] if tells_hand(skill, self.size, self.device)] for kind in ("drawn", "recalled")}
 
     def _kind(self, skill: Skill) -> str:
         """Which part of a step a skill belongs to."""
-        scene = self._scene(skill, 4, 0)
-        canvases = skill.make(scene).canvases
-        if canvases.shape[1] == 1 and torch.equal(canvases[:, 0], self._plain_scene(skill, scene).draw()):
+        if sees_plain_rooms(skill, self.seed, self.size, self.device):
             return "drawn" if not skill.answers else "asked"
-        return "own" if canvases.shape[1] <= 2 else "recalled"
-
-    def _handy(self, skill: Skill) -> bool:
-        """Is the hand told what to do?"""
-        task = skill.make(self._scene(skill, 4, 0))
-        return task.moved is not None or task.pen is not None
+        return "own" if skill.make(self._scene(skill, 2, 0)).canvases.shape[1] <= 2 else "recalled"
 
     def _scene(self, skill: Skill, n: int, step: int) -> Scene:
         """Fresh rooms for one skill."""
@@ -251,10 +327,6 @@ class RaiseLesson:
     def _plain_rooms(self, n: int, step: int):
         """Fresh walled rooms for all skills that ask about plain pictures."""
         return levels.walls(self.seed, n, first=step * 64, max_gold=1, device=None if self.device == "cpu" else self.device)
-
-    def _plain_scene(self, skill: Skill, scene: Scene) -> Scene:
-        """The scene whose plain pictures a skill must see to be asked together with others."""
-        return Scene(self._plain_rooms(len(scene), 0), self.size, 0)
 
     def _pick(self, group: str, n: int, step: int, chance: np.random.Generator) -> list[Skill]:
         """Up to n different skills of a group, by need."""
@@ -272,19 +344,11 @@ class RaiseLesson:
             reply = trim(self.book.reply(skill, task, generator, self.short))
             logits = brain.read(memory, request[:, None], reply[:, None, :-1])
             return F.cross_entropy(logits.flatten(0, 2), reply.flatten(), ignore_index=0)
-        plan = brain.plan(memory, self._among_others(request, generator)) if brain.config.edits else None  # without tools everything is painted from memory
+        plan = brain.plan(memory, request) if brain.config.edits else None  # without tools everything is painted from memory
         drawn = brain.paint(memory, request, task.canvases if plan else None, plan)
         loss, error = drawing_loss(drawn, task.picture, task.canvases[:, -1])
         report.setdefault("drawing_mse", []).append(error)
         return loss + self._guide(plan[0], task, report) if plan else loss
-
-    def _among_others(self, request: Tensor, generator) -> Tensor:
-        """Requests for the hand, (B, P), with up to `THROWN_IN` common words thrown in: (B, THROWN_IN + P)."""
-        shape = (len(request), THROWN_IN)
-        which = torch.randint(len(self.common), shape, generator=generator, device=self.device)
-        many = torch.randint(1 + THROWN_IN, (len(request), 1), generator=generator, device=self.device)
-        heard = torch.where(torch.arange(THROWN_IN, device=self.device) < many, self.common[which], 0)
-        return torch.cat([heard, request], 1)
 
     @staticmethod
     def _guide(action: Tensor, task: Task, report: dict) -> Tensor:
@@ -299,7 +363,7 @@ class RaiseLesson:
         loss = memory.new_zeros(())
         if brain.config.edits:
             for skill, task in zip(skills, tasks):
-                loss = loss + self._guide(brain.plan(memory, self._among_others(self.book.request(skill, task, generator), generator))[0], task, report)
+                loss = loss + self._guide(brain.plan(memory, self.book.request(skill, task, generator))[0], task, report)
         return loss
 
     def _look(self, brain: Brain, memory: Tensor, world: World, pictures: Tensor, scenery: float = 1.0) -> tuple[Tensor, dict]:
@@ -370,8 +434,12 @@ class RaiseLesson:
             loss, report["marks"] = loss + marks, marks.detach()
         if brain.config.route:
             points = torch.as_tensor(shortest_way(world)[0], device=self.device).float()
-            way = route_loss(*brain.route(pictures, points[:, 0], torch.as_tensor(world.gold[:, 0], device=self.device).float()), points)
+            gold = torch.as_tensor(world.gold[:, 0], device=self.device).float()
+            way = route_loss(*brain.route(pictures, points[:, 0], gold), points)
             loss, report["way"] = loss + way, way.detach()
+            if brain.config.corner:
+                corner = corner_loss(brain.route, world, pictures, generator)
+                loss, report["corner"] = loss + corner, corner.detach()
         requests, replies = [], []
         for k, skill in enumerate(self._pick("asked", self.asked, step, chance)):
             task = skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + k))
@@ -439,17 +507,253 @@ def teach_route(
     rooms: int = 96,  # looked at in each step
     lr: float = 4e-3,  # falls to zero
     seed: int = 0,  # below `levels.HELD_OUT_SEED`
+    closer_only: bool = False,  # teach the closer look alone: where the way turns is known roughly already
     progress: bool = True,
 ) -> list[float]:  # the loss of each step
     """Teach only where the shortest way turns, on fresh rooms. Changes `brain.route` in place."""
     device, losses = str(brain.registers.device), []
-    optimizer = torch.optim.AdamW(brain.route.parameters(), lr=lr, weight_decay=1e-3)
+    generator = torch.Generator(device).manual_seed(seed)
+    taught = [p for name, p in brain.route.named_parameters() if name.startswith("corner_") or not closer_only]
+    optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
+    place = None if device == "cpu" else device
     for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
-        world, points = ways(seed, rooms, step, None if device == "cpu" else device)
-        pictures = torch.as_tensor(draw(world, brain.config.size))
-        gold = torch.as_tensor(world.gold[:, 0]).float()
-        loss = route_loss(*brain.route(pictures, points[:, 0], gold), points, STRAIGHT)
+        loss = 0.0
+        if not closer_only:
+            world, points = ways(seed, rooms, step, place)
+            gold = torch.as_tensor(world.gold[:, 0]).float()
+            loss = route_loss(*brain.route(torch.as_tensor(draw(world, brain.config.size)), points[:, 0], gold), points, STRAIGHT)
+        if brain.config.corner:
+            world = levels.walls(seed, rooms, first=step * rooms, max_gold=1, device=place)
+            loss = loss + corner_loss(brain.route, world, torch.as_tensor(draw(world, brain.config.size)), generator)
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
     return losses
+
+# %% ../../nbs/skills/raising.ipynb #1f0a7c35
+LEFT_OUT = 0.15  # share of the words of a request that are left out while its meaning is taught
+
+
+def teach_meanings(
+    brain: Brain,  # one that knows meanings
+    skills: list[Skill],
+    inherit: Callable[[Tensor], Tensor] | None = None,  # what the hand made of requests so far (`brain.hear` before it knew meanings, `brain.understand` since): first each meaning is given what the hand did
+    steps: int = 2000,
+    requests: int = 256,  # in each step
+    lr: float = 2e-3,  # falls to zero
+    seed: int = 0,
+    progress: bool = True,
+) -> list[float]:  # the loss of each step
+    """Teach the hand to recognise which drawing is asked for, one meaning for each request of each skill: from words alone, in a minute.
+
+    Frames, common words and words left out change no meaning. Changes only what the hand hears with, and with `inherit` what it does.
+    Raises `ValueError` for more requests than the brain has meanings.
+    """
+    device = brain.registers.device
+    drawn = [skill for skill in skills if not skill.answers]
+    book, common = Phrasebook(drawn, brain.words, device=device, framed=True), common_tokens(skills, brain.words, device)
+    tables = [table for skill in drawn for table in book.prompts[skill.name]]
+    if len(tables) > brain.config.meanings:
+        raise ValueError(f"{len(tables)} requests to draw, but the brain knows {brain.config.meanings} meanings: give it more (config.meanings)")
+    if inherit:
+        with torch.no_grad():
+            own = brain.meanings[: len(tables)]  # orthonormal
+            for layer in (brain.hand, brain.choice) if brain.config.stencils else (brain.hand,):
+                did = torch.stack([F.linear(inherit(table), layer.weight).mean(0) for table in tables])
+                layer.weight.copy_(did.T @ own)
+    generator = torch.Generator(device).manual_seed(seed)
+    optimizer = torch.optim.AdamW([p for part in (brain.hears, brain.weigh, brain.hand_norm, brain.hand_in, brain.recognise) for p in part.parameters()], lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    counts, rows = torch.tensor([len(table) for table in tables], device=device), torch.cat(tables)
+    losses = []
+    for _ in tqdm(range(steps), desc="meanings", mininterval=10, ascii=True, disable=not progress):
+        meaning = torch.randint(len(tables), (requests,), generator=generator, device=device)
+        which = (torch.rand(requests, generator=generator, device=device) * counts[meaning]).long()
+        heard = among_others(rows[(counts.cumsum(0) - counts)[meaning] + which], common, generator)
+        heard = torch.where(torch.rand(heard.shape, generator=generator, device=device) < LEFT_OUT * (heard != brain.words.answer), 0, heard)
+        loss = F.cross_entropy(brain.recognise(brain.hear(heard)), meaning)
+        optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+        losses.append(loss.item())
+    return losses
+
+# %% ../../nbs/skills/raising.ipynb #6a1d93be
+EXACT = 0.002  # errors of the hand, in room sides, below this count by their square, above it by their size
+
+
+def least_absolute(
+    known: Tensor,  # (N, F)
+    should: Tensor,  # (N, H)
+    now: Tensor,  # (H, F) where to begin, and what to stay close to where the rooms leave it open
+    rounds: int = 15,
+) -> Tensor:  # (H, F)
+    """Linear regression by absolute errors (iteratively reweighted least squares): rooms in which the eyes are wrong can't bend it, as they would with squares."""
+    known, should, now = known.double(), should.double(), now.double()
+    found = now.clone()
+    for _ in range(rounds):
+        off = should - known @ found.T
+        for out in range(len(found)):
+            weight = 1 / off[:, out].abs().clamp(min=EXACT)
+            left = known.T @ (weight[:, None] * known) + 1e-4 * len(known) * torch.eye(known.shape[1], dtype=torch.double, device=known.device)
+            found[out] = now[out] + torch.linalg.solve(left, known.T @ (weight * (should[:, out] - known @ now[out])))
+    return found
+
+
+@torch.no_grad()
+def fit_hand(
+    brain: Brain,  # one that knows meanings, and was taught them
+    skills: list[Skill],
+    rooms: int = 1500,  # for each skill
+    seed: int = 0,  # below `levels.HELD_OUT_SEED`
+    batch: int = 125,
+    progress: bool = True,
+) -> dict[str, tuple[float, float]]:  # {skill: the hand's error in pixels, the median before and after}
+    """Let the hand do exactly what the tasks say, for all skills that say it: it is linear in what it knows, so no steps are needed. Changes `brain.hand` in place."""
+    device, size = str(brain.registers.device), brain.config.size
+    book, scale = Phrasebook(skills, brain.words, device=device), (2 * brain.config.width) ** 0.5
+    meant, change, errors = [], [], {}
+    for skill in tqdm([skill for skill in skills if tells_hand(skill, size, device)], desc="the hand", mininterval=10, ascii=True, disable=not progress):
+        known, tasks = [], []
+        for first in range(0, rooms, batch):
+            tasks.append(skill.make(skill.scene(seed, batch, first=first, size=size, device=device)))
+            known.append(brain.knows(brain.see(tasks[-1].canvases)))
+        known, variant, sure = torch.cat(known), torch.cat([task.variant for task in tasks]), torch.cat([task.sure for task in tasks])
+        off = []
+        for number, table in enumerate(book.prompts[skill.name]):
+            heard = brain.understand(table).mean(0)
+            now = brain.hand(heard).view(HAND, -1) / scale
+            new = now.clone()
+            for does, told in ((slice(0, 6), "moved"), (slice(6, HAND), "pen")):
+                if getattr(tasks[0], told) is None:
+                    continue
+                should = torch.cat([getattr(task, told) for task in tasks])
+                rows = sure & (variant == number) & ~should.isnan().any(-1)
+                new[does] = least_absolute(known[rows], should[rows], now[does]).to(new)
+                off.append(torch.stack([(known[rows] @ weights[does].T - should[rows]).abs().amax(1) for weights in (now, new)]))
+            meant.append(heard), change.append((scale * (new - now)).flatten())
+        errors[skill.name] = tuple((size * torch.cat(off, 1).median(1).values).tolist())
+    if meant:  # orthonormal rows: each meaning changes alone
+        brain.hand.weight += (torch.linalg.pinv(torch.stack(meant)) @ torch.stack(change)).T
+    return errors
+
+# %% ../../nbs/skills/raising.ipynb #d29e5f10
+READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", "tell", "infer_in", "infer_out")  # parts of a brain
+
+
+class _Seen:
+    """What a brain made of some rooms of one skill, or of several that ask about the same pictures."""
+
+    def __init__(self, brain: Brain, canvases: list[Tensor]):
+        self.gist, self.found, self.asked = [], [], {}
+        with torch.no_grad():
+            for part in canvases:
+                memory = brain.see(part)
+                self.gist.append(brain.gist(memory)), self.found.append(brain.finds(memory))
+        self.gist, self.found = torch.cat(self.gist), None if self.found[0] is None else torch.cat(self.found)
+
+    def ask(self, skill: Skill, tasks: list[Task]) -> None:
+        """What is asked about these rooms, and what is right."""
+        self.asked[skill.name] = torch.cat([task.variant for task in tasks]), torch.cat([task.right for task in tasks])
+
+
+@dataclass
+class ReaderLesson:
+    """Words alone, as a loss function for `lab.train`: the eyes stay as they are, so every room is looked at once, before the first step.
+
+    What the reader makes of requests to draw must stay what it was, because the painter looks at it.
+    """
+
+    brain: Brain
+    skills: list[Skill]
+    rooms: int = 4000  # for each skill that lacks something; a fifth for the others
+    asked: int = 8  # skills in each step
+    each: int = 32  # rooms of each
+    kept: float = 10.0  # weight of what must stay
+    seed: int = 0  # below `levels.HELD_OUT_SEED`
+    short: float = 0.8
+    needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
+    batch: int = 100
+    progress: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.seed < levels.HELD_OUT_SEED:
+            raise ValueError(f"seed must lie in [0, {levels.HELD_OUT_SEED}): seeds from there on are held out, got {self.seed}")
+        self.device, self.size = str(self.brain.registers.device), self.brain.config.size
+        self.spoken = [skill for skill in self.skills if skill.answers]
+        self.drawn = [skill for skill in self.skills if not skill.answers]
+        if not self.spoken:
+            raise ValueError("there is nothing to read and say: none of these skills is answered in words")
+        self.book, self.bank = Phrasebook(self.skills, self.brain.words, device=self.device, framed=True), QuestionBank(self.brain.words, device=self.device)
+        self.was = copy.deepcopy(self.brain).requires_grad_(False)
+        place = None if self.device == "cpu" else self.device
+        weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
+        self.seen, self.of = [], {}
+        progress = tqdm(desc="looking", unit="rooms", mininterval=10, ascii=True, disable=not self.progress)
+        plain = []
+        for skill in self.spoken:
+            scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size, device=self.device) for first in range(0, n, self.batch)]  # noqa: E731, B023
+            lacks = weights.get(skill.name, 1.0) > min(weights.values(), default=0.0) + 0.004
+            if sees_plain_rooms(skill, self.seed, self.size, self.device):
+                plain.append(skill)
+                continue
+            tasks = [skill.make(scene) for scene in scenes(self.rooms if lacks else self.rooms // 5)]
+            self._note(_Seen(self.brain, [task.canvases for task in tasks]), {skill: tasks}, progress)
+        starts = range(0, self.rooms, self.batch)
+        worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1, device=place) for first in starts]
+        tasks = {skill: [skill.make(Scene(world, self.size, (self.seed << 24) + 64 * first + k)) for first, world in zip(starts, worlds)] for k, skill in enumerate(plain)}
+        self.plain = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
+        self._note(self.plain, tasks, progress)
+        worlds = [levels.bare(self.seed, min(self.batch, self.rooms // 5 - first), first=first, device=place) for first in range(0, self.rooms // 5, self.batch)]
+        self.bare = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
+        self.truths = torch.cat([self.bank.truths(facts.read(world)) for world in worlds])
+        progress.close()
+        self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
+
+    def _note(self, seen: _Seen, tasks: dict[Skill, list[Task]], progress) -> None:
+        """Remember some rooms for the skills that ask about them."""
+        for skill, those in tasks.items():
+            seen.ask(skill, those)
+            self.of[skill.name] = seen
+        self.seen.append(seen)
+        progress.update(len(seen.gist))
+
+    def _rows(self, seen: _Seen, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Which rooms, their registers, and what was found in them."""
+        rows = torch.randint(len(seen.gist), (n,), generator=generator, device=self.device)
+        return rows, seen.gist[rows], None if seen.found is None else seen.found[rows]
+
+    def __call__(
+        self,
+        brain: Brain,
+        step: int,
+    ) -> tuple[Tensor, dict]:  # the loss, and what to log
+        """The loss of one step."""
+        chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
+        weights = next((w for start, w in reversed(self.needs) if start <= step), {})
+        odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])
+        report = {"said": []}
+        for k in chance.choice(len(self.spoken), min(self.asked, len(self.spoken)), replace=False, p=odds / odds.sum()):
+            skill = self.spoken[k]
+            rows, gist, found = self._rows(seen := self.of[skill.name], self.each, generator)
+            variant, right = (part[rows] for part in seen.asked[skill.name])
+            task = Task(gist, variant, right)
+            request, reply = trim(self.book.request(skill, task, generator))[:, None], trim(self.book.reply(skill, task, generator, self.short))[:, None]
+            logits = brain.read(gist, request, reply[..., :-1], told=brain.told(None, found))
+            report["said"].append(RaiseLesson._by_question(logits, reply))
+        rows, gist, found = self._rows(self.bare, self.each // 2, generator)
+        request, reply, _ = self.bank.ask(self.truths[rows], 3, generator, short=self.short)
+        bare = RaiseLesson._by_question(brain.read(gist, request, trim(reply)[..., :-1], told=brain.told(None, found)), trim(reply))
+        loss = torch.stack(report["said"]).sum() + bare
+        for k in chance.choice(len(self.drawn), min(2, len(self.drawn)), replace=False) if self.drawn else ():
+            skill = self.drawn[k]
+            seen = self.long if skill.family == "recall" and self.long is not None else self.plain
+            rows, gist, found = self._rows(seen, self.each // 2, generator)
+            variant = torch.randint(len(skill.prompts), (len(rows),), generator=generator, device=self.device)
+            request = trim(self.book.request(skill, Task(gist, variant), generator))
+            with torch.no_grad():
+                before = self.was.hidden(gist, request, self.was.told(None, found))
+            real = (request != 0)[..., None]
+            stays = ((brain.hidden(gist, request, brain.told(None, found)) - before).square() * real).sum() / (real.sum() * before.shape[-1])
+            loss = loss + self.kept * stays
+            report.setdefault("stays", []).append(stays.detach())
+        report["said"] = [part.detach() for part in report["said"]]
+        return loss, RaiseLesson._means(report | {"bare_text": bare.detach()})

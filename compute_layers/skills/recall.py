@@ -161,7 +161,7 @@ def _where(scene: Scene) -> Task:
 RECALL_SKILLS.append(_skill("where_were_you", _where, [
     (
         (f"where were you {when}", f"where was the agent {when}", f"{when} , where were you", f"tell me where you were {when}",
-         f"seen from here , where were you {when}"),
+         f"seen from here , where were you {when}", f"seen from here , where was the agent {when}", f"where were you {when} , seen from here"),
         (f"{when} , where was the agent", f"tell me where the agent was {when}", f"{when} , where were you seen from here"),
     ) for when in AGO[1:]
 ], answers=tuple((place, f"i was {place}", f"{place} of here") for place in _PLACES)))

@@ -24,7 +24,7 @@ from ..lab.weights import LEDGER_FILE, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import Phrasebook, RaiseLesson, teach_glance, teach_route
+from .raising import READER, Phrasebook, RaiseLesson, ReaderLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -43,13 +43,14 @@ class Preset:
     quick: int  # rooms for each skill in the examinations along the way
     rooms: int  # … and in the last one
     examine: int  # steps between the examinations along the way
+    fitted: int  # rooms for each skill that the hand is fitted to in the end
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, route=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, trail=True, told=True, waves=True, changes=True, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, infers=256, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
-    "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2),
-    "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200),
-    "gpu": Preset("base", "none", steps=8000, lr=1e-3, plain=384, quick=200, rooms=2000, examine=400),
+    "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2, fitted=16),
+    "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200, fitted=1500),
+    "gpu": Preset("base", "none", steps=8000, lr=1e-3, plain=384, quick=200, rooms=2000, examine=400, fitted=4000),
 }
 
 
@@ -70,6 +71,8 @@ def start_brain(
         words = Words.from_texts(all_texts())
         brain = Brain(brain_config(new, **GROWN, **({"size": size} if size else {})), words).to(device)
         print(f"a new brain: {sum(p.numel() for p in brain.parameters()):,} parameters")
+        if prepare:
+            print(f"what a drawing is asked for with, taught alone: {teach_meanings(brain, list(SKILLS.values()), steps=200 if new == 'smoke' else 2000)[-1]:.4f}")
         return brain, {}
     brain, folder = brains.load(init, device), brains.weights_folder(init)
     print(weights_line(folder))
@@ -77,14 +80,20 @@ def start_brain(
         raise ValueError(f"size is {size}, but the weights {init!r} see pictures of {brain.config.size}; leave size at 0, or start with init=none")
     words = brain.words.extended(all_texts())
     larger = {**asdict(brain.config), **{name: max(value, getattr(brain.config, name)) for name, value in GROWN.items()}}
+    old = brain.config
     if len(words) > len(brain.words) or larger != asdict(brain.config):
-        looked, sought = brain.config.glance, brain.config.route
         brain = grow(brain, BrainConfig(**larger), words)
         print(f"grown to {sum(p.numel() for p in brain.parameters()):,} parameters and {len(words)} words")
-        if prepare and not looked:  # the hand relies on it from the first step on
+        if prepare and (old.glance, old.glance_width) != (brain.config.glance, brain.config.glance_width):  # the hand relies on it from the first step on
             print(f"a closer look, taught alone: {teach_glance(brain)[-1]:.4f}")
-        if prepare and not sought:
-            print(f"where the way turns, taught alone: {teach_route(brain)[-1]:.4f}")
+        if prepare and (old.route, old.corner) != (brain.config.route, brain.config.corner):
+            print(f"where the way turns, taught alone: {teach_route(brain, closer_only=old.route)[-1]:.4f}")
+    if prepare and not knows_meanings(brain, skills := list(SKILLS.values())):
+        so_far = (brain.understand if old.meanings else brain.hear) if old.edits else None
+        print(f"what a drawing is asked for with, taught alone: {teach_meanings(brain, skills, so_far)[-1]:.4f}")
+        if old.edits:
+            errors = fit_hand(brain, skills)
+            print("the hand, fitted: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()) + " pixels (medians)")
     ledger = read_ledger(folder)
     if not ledger:
         print("no ledger beside these weights: what they forget here cannot be flagged")
@@ -119,6 +128,7 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "": everything
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -129,6 +139,9 @@ class School:
             raise ValueError("there is nothing to teach: no skills were given")
         if not 0 <= self.keep < 1:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
+        if self.only not in ("", "reader"):
+            raise ValueError(f'only must be "reader", or "" for everything, got {self.only!r}')
+        self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -139,56 +152,72 @@ class School:
         torch.set_num_threads(default_threads(self.device))
         torch.manual_seed(self.seed)
         print(f"{self.preset}: {self.steps} steps, {self.plain} plain rooms a step, learning rate {self.lr:g}, on {self.device}, from {self.init}; {len(self.skills)} skills")
-        fresh = not (self.run.resumed and any(self.run.path("checkpoints").glob("*")))
-        self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=fresh)
+        begun = self.run.path("begun")  # as it was before the first step, with what was taught alone: a resumed run begins with the same
+        if begun.is_dir():
+            self.brain, self.before = brains.load(begun, self.device), {} if self.init == "none" else read_ledger(brains.weights_folder(self.init))
+        else:
+            self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=self.steps > 0)
+            if self.steps:
+                brains.save(self.brain, begun)
         self.size, self.began = self.brain.config.size, time.time()
         known = brains.load(self.init).state_dict() if self.keep and self.init != "none" else {}  # what is new in a grown brain has no past
         self.first = {name: tensor.clone() for name, tensor in self.brain.state_dict().items() if name in known}
 
-    def lesson(self) -> RaiseLesson:
+    def lesson(self) -> RaiseLesson | ReaderLesson:
         """The lesson, in proportion to the number of plain rooms."""
+        if self.only == "reader":
+            for name, parameter in self.brain.named_parameters():
+                parameter.requires_grad_(name.partition(".")[0] in READER)
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), each=max(4, round(4 / 3 * self.plain)), seed=self.seed, needs=self._needs())
         part = lambda share, least: max(least, round(self.plain * share))  # noqa: E731
         return RaiseLesson(
             self.brain.words, skills=self.skills, seed=self.seed, size=self.size, device=self.device,
             plain=self.plain, bare=part(1 / 2, 4), painted=part(1 / 4, 2), drawn_rooms=part(1 / 2, 2), own_rooms=part(1 / 4, 2), recalled_rooms=part(1 / 3, 2),
         )
 
+    def _needs(self) -> list[tuple[int, dict[str, float]]]:
+        """What lags in the ledger that the brain came with: until the first examination."""
+        return [(0, weights_by_need([self.before[skill.name] for skill in self.skills if skill.name in self.before], self.floor))] if self.before else []
+
     def teach(self) -> list[dict]:
         """Train, with examinations along the way that decide what is asked more often; save the weights. Resumes a resumed run."""
         if not self.steps:
             return self.rows
         lesson, needs_file = self.lesson(), self.run.path("needs.json")
-        if self.before:  # until the first examination
-            lesson.needs = [(0, weights_by_need([self.before[skill.name] for skill in self.skills if skill.name in self.before]))]
+        lesson.needs = self._needs()
         if self.run.resumed and needs_file.is_file():  # a resumed run asks what the unbroken one would have asked
             lesson.needs = [tuple(row) for row in json.loads(needs_file.read_text())]
-        every, examined = self.chosen.examine, {start for start, _ in lesson.needs}
+        every, examined = self.chosen.examine * (2 if self.only else 1), {start for start, _ in lesson.needs}
 
         def look_in(row: dict) -> None:
             step = row["step"] + 1
             due = step - step % every
             if due and due not in examined and step < self.steps:
                 examined.add(due)
-                scores = examine_skills(self.brain, self.skills, n=self.chosen.quick, seed=levels.HELD_OUT_SEED + 1, progress=False)
-                lesson.needs.append((step, weights_by_need(scores)))
+                scores = examine_skills(self.brain, [skill for skill in self.skills if skill.answers or not self.only], n=self.chosen.quick * (4 if self.only else 1), seed=levels.HELD_OUT_SEED + 1, progress=False)
+                lesson.needs.append((step, weights_by_need(scores, self.floor)))
                 needs_file.write_text(json.dumps(lesson.needs))
                 self.history.append((str(step), scores))
-                row.update({f"right_{family}": _mean(scores, family) for family in self.families})
-                print(f"step {step}: " + ", ".join(f"{family} {row[f'right_{family}']:.3f}" for family in self.families))
+                families = [family for family in self.families if any(score.family == family for score in scores)]
+                row.update({f"right_{family}": _mean(scores, family) for family in families})
+                print(f"step {step}: " + ", ".join(f"{family} {row[f'right_{family}']:.3f}" for family in families))
 
         self.rows = train(
             self.brain, lesson, steps=self.steps, lr=self.lr, seed=self.seed, device=self.device, checkpoints=self.run.path("checkpoints"),
             resume=self.run.resumed, checkpoint_every=max(2, min(100, self.steps // 5)), log_every=max(1, min(25, self.steps // 16)),
-            on_log=look_in, settings={"plain": self.plain, "init": self.init, "size": self.size, "skills": [skill.name for skill in self.skills]},
+            on_log=look_in, settings={"plain": self.plain, "init": self.init, "size": self.size, "skills": [skill.name for skill in self.skills], **({"only": self.only} if self.only else {})},
         ).rows
+        self.brain.requires_grad_(True)
         self.run.save_curve("curve", self.rows)
         blend(self.brain, self.first, self.keep)
+        if self.brain.config.meanings:  # to the digit, for the eyes as they are now
+            fit_hand(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
         self._save()
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
 
     def _save(self, replace: bool = False, **more) -> None:
-        raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep}
+        raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only}
         brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
@@ -211,7 +240,7 @@ class School:
             "interval": {s.name: [round(s.low, 5), round(s.high, 5)] for s in self.scores},
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
             "fallen": {"count": len(self.lost), "names": self.lost},
-            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "device": self.device, "seconds": round(time.time() - self.began, 1)},
+            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,
         })
 
@@ -222,7 +251,7 @@ class School:
         if not self.rows:
             return None
         figure, axes = plt.subplots(1, 3, figsize=(13, 3))
-        for name in ("bare_text", "plain_text", "own", "recalled", "where", "scenery", "glance", "marks", "hand", "drawing_mse", "painting_mse", "value_mse"):
+        for name in ("bare_text", "plain_text", "said", "stays", "own", "recalled", "where", "scenery", "glance", "marks", "hand", "drawing_mse", "painting_mse", "value_mse"):
             seen = [row for row in self.rows if name in row]
             axes[0].plot([row["step"] for row in seen], [row[name] for row in seen], label=name)
         axes[0].set_yscale("log"), axes[0].set_title("parts of the loss"), axes[0].legend(fontsize=6)
