@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..lab.runs import repo_root
+
 
 def main(
     arguments: Sequence[str] | None = None,  # default: the command line
@@ -27,6 +29,7 @@ def main(
     listing.add_argument("--preset", default="gpu", help="smoke, cpu or gpu (default)")
     keeping = commands.add_parser("standings", help="write the rows of seasons, without their episodes, to nbs/league/standings.json")
     keeping.add_argument("folders", type=Path, nargs="+", help="that hold the rows of seasons, such as runs/…-league/season; where a pair is in several, the last counts")
+    keeping.add_argument("--add", action="store_true", help="keep the file's rows of pairs that these seasons did not play")
     options = parser.parse_args(arguments)
     from compute_layers.league import anchors, evidence, season
 
@@ -43,7 +46,9 @@ def main(
             for arena, minds in meet.items():
                 print(f"{arena}: {', '.join(minds)}")
         else:
-            rows = list({(row["arena"], row["mind"]): row for folder in options.folders for row in season.standings(folder)}.values())
+            before = json.loads((repo_root() / season.STANDINGS).read_text(encoding="utf8")) if options.add else []
+            new = [row for folder in options.folders for row in season.standings(folder)]
+            rows = list({(row["arena"], row["mind"]): row for row in [*before, *new]}.values())
             path = season.write_standings(rows)
             print(f"{len(rows)} rows of {len({r['arena'] for r in rows})} arenas in {path.name}")
     except (evidence.EvidenceError, ValueError, FileNotFoundError, json.JSONDecodeError) as error:

@@ -63,7 +63,7 @@ def _simulation(game: str) -> Simulation:
 def _atari_arena(name: str, game: str, skill: str, actions: tuple[str, ...], worst: float, reference: dict | None = None) -> Arena:
     """A game as an arena. Its searches are small because its episodes are long: the budgets are stated here and in the anchors."""
     human = {"return": HUMANS[game][1], "kind": "published", "source": "a professional human tester: Wang et al. 2016, arXiv 1511.06581, table 2"}
-    return Arena(name, skill, functools.partial(atari, game), actions, MOST, worst, fps=15.0, views=("state", "ram", "pixels", "simulator"), simulation=_simulation(game), extra="ale-py",
+    return Arena(name, skill, functools.partial(atari, game), actions, MOST, worst, fps=15.0, views=("state", "ram", "pixels", "simulator"), simulation=_simulation(game), extra="ale-py", presets=("gpu",),
                  facts={"family": name, "teacher": "rules", "episodes": 10, "evaluations": 40, "evaluation_episodes": 1, "watched": 4000,
                         "budget": dict(candidates=len(actions) + 11, episodes=1, finalists=3, final_episodes=2, measured_episodes=8), "reference": reference or human})
 

@@ -62,7 +62,7 @@ def _make(view: str):
 
 
 register_arena(Arena(
-    "crafter", "live off the land and make tools", _make, CRAFTER_ACTIONS, 10_000, worst=-0.9, fps=8.0, views=("state", "pixels"), extra="crafter",
+    "crafter", "live off the land and make tools", _make, CRAFTER_ACTIONS, 10_000, worst=-0.9, fps=8.0, views=("state", "pixels"), extra="crafter", presets=("gpu",),
     facts={"family": "crafter", "teacher": "rules", "episodes": 10, "evaluations": 40, "evaluation_episodes": 2, "watched": 4000,
            "budget": dict(candidates=34, episodes=1, finalists=3, final_episodes=5, measured_episodes=20),
            "reference": {"return": 14.3, "kind": "published", "source": "human experts, mean return: Hafner 2021, arXiv 2109.06780, table 1"}},

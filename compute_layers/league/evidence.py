@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from .arena import ARENAS, import_all
+from . import score as scores
+from .arena import ARENAS, get_arena, import_all
 from .play import Episode, fold
 
 FILE, HEAD = "evidence.jsonl", "evidence.head"
@@ -28,13 +29,13 @@ def _hash(before: str, record: dict) -> str:
 
 def write_evidence(
     folder: Path | str,
-    played: Iterable[tuple[str, str, str, list[Episode]]],  # arena, mind, its view, its episodes
+    played: Iterable[tuple],  # arena, mind, its view, its episodes; and how many frames late it was, where it played against the clock
 ) -> str:  # the last hash
     """Write the record of a league into a folder."""
     head, lines = _START, []
-    for arena, mind, view, episodes in played:
+    for arena, mind, view, episodes, *late in played:
         for episode in episodes:
-            record = {"arena": arena, "mind": mind, "view": view, "seed": episode.seed, "actions": episode.actions, "returned": episode.returned,
+            record = {**({"delay": late[0]} if any(late) else {}), "arena": arena, "mind": mind, "view": view, "seed": episode.seed, "actions": episode.actions, "returned": episode.returned,
                       "raw": episode.raw, "digest": episode.digest, "lost": episode.lost}
             head = _hash(head, record)
             lines.append(json.dumps(record | {"hash": head}, sort_keys=True))
@@ -64,8 +65,9 @@ def replay(
 def verify(
     folder: Path | str,
 ) -> dict[str, int]:  # how many episodes were replayed, lost, and skipped (an arena's package is not here)
-    """Check the chain and play every episode again. Raises `EvidenceError` for the first line that is not as it was."""
+    """Check the chain, play every episode again, and see that the scores beside it follow from it. Raises `EvidenceError` for the first thing that is not as it was."""
     import_all("league", "arena_")
+    returns: dict[tuple, list[float]] = {}  # (arena, mind, frames late) -> in the order of their seeds
     folder, head, counts = Path(folder), _START, {"replayed": 0, "lost": 0}
     try:
         text, last = (folder / FILE).read_bytes().decode(), (folder / HEAD).read_bytes().decode()
@@ -89,6 +91,9 @@ def verify(
             raise EvidenceError(f"{where}: the hash does not fit: this line or one before it was changed, dropped or moved")
         if record["arena"] not in ARENAS:
             raise EvidenceError(f"{where}: there is no arena {record['arena']!r} in this installation")
+        if record["returned"] != (ARENAS[record["arena"]].worst if record["lost"] else record["raw"]):
+            raise EvidenceError(f"{where}: {record['mind']!r} in {record['arena']!r}, seed {record['seed']}: it counts {record['returned']}, and that is not what the episode paid")
+        returns.setdefault((record["arena"], record["mind"], record.get("delay", 0)), []).append(record["returned"])
         if not record["digest"]:  # its process died before anything could be recorded
             counts["lost"] += 1
             continue
@@ -99,7 +104,26 @@ def verify(
         counts["lost" if record["lost"] else "replayed"] += 1
     if head != last.strip():
         raise EvidenceError(f"{HEAD}: it names another end of the chain: lines are missing or were added")
+    for path in sorted(folder.glob("*--*.json")):
+        _check_row(path, returns)
     return counts
+
+
+def _check_row(path: Path, returns: dict[tuple, list[float]]) -> None:
+    """A season's row must say what its episodes give on the declared anchors."""
+    try:
+        row = json.loads(path.read_text(encoding="utf8"))
+        if "score" not in row:  # it could not be made
+            return
+        late = row.get("real_time", {})
+        for said, delay in ((row["score"]["score"], 0), (late.get("score"), late.get("delay", 0))):
+            found = returns.get((row["arena"], row["mind"], delay))
+            if said is not None and (found or not delay):  # seasons of older days kept no episodes against the clock
+                gives = scores.score(found or [], get_arena(row["arena"], playable=False)).score if found else None
+                if said != gives:
+                    raise EvidenceError(f"{path.name}: it says a score of {said}, its episodes give {gives} on the declared anchors")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvidenceError(f"{path.name}: {error}") from error
 
 # %% auto #0
 __all__ = ['FILE', 'HEAD', 'EvidenceError', 'write_evidence', 'replay', 'verify']

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..minds.mind import Arena, Mind, kind_of, unpack_json
+from . import score
+from ..minds.mind import Arena, Mind, kind_of, play, unpack_json
 from ..minds.nets import fit_net
 from ..minds.tables import Table, record
 from ..minds.trees import Tree, grow_tree
@@ -23,7 +24,7 @@ from ..minds.trees import Tree, grow_tree
 TARGETS = ("net", "small net", "8 bit", "tree", "table", "python", "machine code")
 
 # %% auto #0
-__all__ = ['TARGETS', 'source_of', 'machine_code', 'Source', 'fidelity', 'lower', 'Cascade']
+__all__ = ['TARGETS', 'THRESHOLDS', 'source_of', 'machine_code', 'Source', 'fidelity', 'lower', 'Cascade', 'call']
 
 # %% ../../nbs/league/lower.ipynb #bf758de3
 def source_of(
@@ -162,6 +163,9 @@ class Cascade(Mind):
         self.time += 1
         return actions
 
+    def beside(self) -> int:
+        return self.cheap.beside() + self.dear.beside()
+
     def parts(self) -> dict:
         heads = {name: {"kind": kind_of(mind), "parts": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in mind.parts().items()}} for name, mind in (("cheap", self.cheap), ("dear", self.dear))}
         return {**heads, "threshold": self.threshold}
@@ -173,3 +177,29 @@ class Cascade(Mind):
             head = parts[name]
             made.append(unpack_json({"kind": head["kind"], "parts": {k: np.array(v) if isinstance(v, list) and k != "bins" else v for k, v in head["parts"].items()}}))
         return cls(*made, parts["threshold"])
+
+
+THRESHOLDS = (0.0, 0.6, 0.8, 0.9, 0.97, 1.01)  # of confidence: from never to always
+
+
+def call(
+    cheap: Mind,  # must say how sure it is
+    dear: Mind,
+    arena: Arena,  # with its anchors
+    seeds: Sequence[int],  # on which the thresholds are compared; not the exam's
+    states: np.ndarray,  # (N, …) on which it is counted how often the dear one is called
+    prices: tuple[float, float] = (0.0, 1.0),  # instructions of a decision, cheap and dear
+    thresholds: Sequence[float] = THRESHOLDS,
+    within: float = 0.05,  # of the best score: what the best trade may give away
+) -> tuple[Cascade, list[dict]]:  # the best trade, and {"threshold", "called", "price", "score"} of all that were tried
+    """The reverse of `lower`: a mind that calls a higher layer when it is unsure, at the lowest price whose score is nearly the best."""
+    tried = []
+    for threshold in thresholds:
+        mind = Cascade(cheap, dear, threshold)
+        reached = score.score(play(arena, mind, list(seeds)), arena)
+        mind.reset(len(states), 0), mind.act(states)
+        share = mind.called / mind.asked
+        tried.append({"threshold": threshold, "called": share, "price": prices[0] + share * prices[1], "score": reached})
+    enough = max(row["score"].score for row in tried) - within
+    best = min((row for row in tried if row["score"].score >= enough), key=lambda row: row["price"])
+    return Cascade(cheap, dear, best["threshold"]), tried

@@ -28,7 +28,7 @@ COUNTS = (4, 24)  # decisions between the marks: N1 and N2, unless told otherwis
 MARK = "getpriority"  # a harmless C function that Python can call and nothing else here does
 
 # %% auto #0
-__all__ = ['COUNTS', 'MARK', 'WATTS_PER_THREAD', 'RAPL', 'Sample', 'observations_of', 'whole_periods', 'decide',
+__all__ = ['COUNTS', 'MARK', 'WATTS_PER_THREAD', 'RAPL', 'WALL_PLUG', 'Sample', 'observations_of', 'whole_periods', 'decide',
            'HardwareCounter', 'count_in_this_process', 'valgrind', 'count_instructions', 'latency', 'footprint',
            'runtime_bytes', 'energy', 'count_flops']
 
@@ -337,6 +337,9 @@ WATTS_PER_THREAD = 4.0  # what codecarbon 3.3.2 takes for a CPU that it does not
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the CPU package's counter, in microjoules
 
 
+WALL_PLUG = "COMPUTE_LAYERS_WALL_PLUG"  # environment variable: the file to which a power meter at the plug writes the joules it has counted
+
+
 def _nvml() -> Any:
     """The first GPU's handle and its library; None without both."""
     try:
@@ -352,20 +355,26 @@ def energy(
     work,  # called without arguments: some decisions
     decisions: int,  # how many
     on_gpu: bool = False,  # does the mind use a GPU?
-) -> dict[str, Any]:  # {"joules": a decision, "measured": bool, "source": "NVML …", "RAPL …" or "model …"}
+) -> dict[str, Any]:  # {"joules": a decision, "measured": bool, "source": "wall plug …", "NVML …", "RAPL …" or "model …"}
     """Energy of a decision: by a counter where there is one, else by a model, and tagged so. Counters hold whatever else ran meanwhile."""
     graphics = _nvml() if on_gpu else None
+    if plug := os.environ.get(WALL_PLUG):
+        source, counter = "wall plug, the whole machine, idle power included", lambda: float(Path(plug).read_text())
+    elif graphics:
+        source, counter = "NVML, the whole GPU, idle power included", lambda: graphics[0].nvmlDeviceGetTotalEnergyConsumption(graphics[1]) / 1e3
+    else:
+        source, counter = "RAPL, the whole CPU package, idle power included", lambda: int(RAPL.read_text()) / 1e6
     try:
-        before = graphics[0].nvmlDeviceGetTotalEnergyConsumption(graphics[1]) / 1e3 if graphics else int(RAPL.read_text()) / 1e6
+        before = counter()
     except (OSError, ValueError):
         before = None
     began = time.process_time()
     work()
     spent = time.process_time() - began
     if before is not None:
-        after = graphics[0].nvmlDeviceGetTotalEnergyConsumption(graphics[1]) / 1e3 if graphics else int(RAPL.read_text()) / 1e6
+        after = counter()
         if after >= before:  # the counter wraps around
-            return {"joules": (after - before) / decisions, "measured": True, "source": "NVML, the whole GPU, idle power included" if graphics else "RAPL, the whole CPU package, idle power included"}
+            return {"joules": (after - before) / decisions, "measured": True, "source": source}
     return {"joules": spent / decisions * WATTS_PER_THREAD, "measured": False, "source": f"model: {WATTS_PER_THREAD:g} W a busy thread; nothing was measured"}
 
 # %% ../../nbs/league/meter.ipynb #5c9427fa

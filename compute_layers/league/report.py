@@ -35,14 +35,14 @@ def table(
     arena: str = "",  # only this one; "" for all
 ) -> str:
     """Markdown: one line for each mind and arena, best first."""
-    columns = ("arena", "mind", "layer", "score (95%)", "raw return", "instructions / decision", "by the CPU's counter", "FLOPs", "simulated steps", "p50 / p95 / p99 µs", "µJ", "memory MiB",
+    columns = ("arena", "mind", "layer", "score (95%)", "raw return", "instructions / decision", "by the CPU's counter", "FLOPs", "simulated steps / nodes", "p50 / p95 / p99 µs", "µJ", "memory MiB",
                "file", "libraries", "made in CPU s", "real-time score", "lost")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     played = [r for r in rows if "score" in r and (not arena or r["arena"] == arena)]
     for r in sorted(played, key=lambda r: (r["arena"], -r["score"]["score"], r["mind"])):
         s, clock, timed, memory, spent = r["score"], r.get("real_time"), r.get("latency"), r.get("memory"), r.get("energy")
         cells = [r["arena"], r["mind"], r["layer"], f"**{s['score']:.3f}** ({s['low']:.3f} … {s['high']:.3f})", f"{s['raw']:.4g}", _count(r.get("instructions")), _count(r.get("hardware_instructions")),
-                 _count(r["flops"]), _count(r["simulated"]), f"{timed['p50']:.3g} / {timed['p95']:.3g} / {timed['p99']:.3g}" if timed else "–",
+                 _count(r["flops"]), f"{_count(r['simulated'])} / {_count(r.get('nodes'))}" if r["simulated"] or r.get("nodes") else "0", f"{timed['p50']:.3g} / {timed['p95']:.3g} / {timed['p99']:.3g}" if timed else "–",
                  f"{spent['joules'] * 1e6:.3g}{'' if spent['measured'] else ' (model)'}" if spent else "–", "–" if memory is None else f"{memory:.1f}", _bytes(r["bytes"]), _bytes(r.get("runtime_bytes")),
                  f"{r['cost']['cpu_seconds']:.3g}", "–" if clock is None else f"{clock['score']:.3f}" + (f" ({clock['delay']} frames late)" if clock["delay"] else ""), str(s["lost"] or "")]
         lines.append("| " + " | ".join(cells) + " |")

@@ -18,18 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ..lab.runs import repo_root
+from ..lab.runs import describe_device, repo_root
 from . import score as scores
 from .arena import ARENAS, EXAM_SEEDS, available, get_arena, import_all, read_anchors
 from .evidence import write_evidence
-from .meter import Sample, count_instructions, decide, energy, footprint, latency, observations_of, whole_periods
+from .meter import Sample, count_flops, count_instructions, decide, energy, footprint, latency, observations_of, whole_periods
 from .play import Episode, play_guarded
 from ..minds.mind import MAKERS, Arena, Maker, load_mind, save_mind
 from ..minds.reflexes import Constant
 
-CORE = ("goldroom-bare", "goldroom-walls", "goldroom-two-gold", "cartpole", "mountaincar", "acrobot", "frozenlake", "taxi",
-        "minigrid-empty", "minigrid-fourrooms", "minigrid-doorkey", "platform")
-EXTRAS = ("atari-pong", "atari-breakout", "atari-freeway", "atari-robotank", "crafter")
 CLOCK_RATE = 1e9  # instructions a second that the real-time clock grants a mind
 
 
@@ -37,7 +34,7 @@ CLOCK_RATE = 1e9  # instructions a second that the real-time clock grants a mind
 class SeasonPreset:
     """What one dial sets."""
 
-    arenas: tuple[str, ...]
+    arenas: tuple[str, ...] | None  # None: every arena that names this preset
     minds: tuple[str, ...] | None  # None: every maker that names this preset
     episodes: int
     slow_episodes: int  # of minds that think long; the arena may ask for still fewer
@@ -49,8 +46,8 @@ class SeasonPreset:
 
 PRESETS = {
     "smoke": SeasonPreset(("goldroom-bare", "cartpole"), ("always 1", "random", "open loop", "rules"), episodes=20, slow_episodes=10, late_episodes=5, effort=0.05, memory=False, limit=20.0),
-    "cpu": SeasonPreset(CORE, None, episodes=40, slow_episodes=10, late_episodes=5, effort=0.5, memory=True, limit=120.0),
-    "gpu": SeasonPreset(CORE + EXTRAS, None, episodes=200, slow_episodes=60, late_episodes=10, effort=1.0, memory=True, limit=600.0),
+    "cpu": SeasonPreset(None, None, episodes=40, slow_episodes=10, late_episodes=5, effort=0.5, memory=True, limit=120.0),
+    "gpu": SeasonPreset(None, None, episodes=200, slow_episodes=60, late_episodes=10, effort=1.0, memory=True, limit=600.0),
 }
 
 
@@ -61,9 +58,23 @@ def _write(path: Path, content: Any) -> None:
     os.replace(part, path)
 
 
+def _machine() -> str:
+    """Where times were taken: a processor, and how many cores of it."""
+    found = describe_device()
+    return f"{found['cpu']}, {found['cores']} cores"
+
+
 def _slug(arena: str, mind: str) -> str:
     """A file name for a pair."""
     return f"{arena}--{mind.replace(' ', '_').replace('*', 'star').replace('/', '_')}"
+
+
+def arenas_of(
+    preset: str,
+) -> tuple[str, ...]:
+    """The arenas of a preset, whether their packages are here or not."""
+    import_all("league", "arena_")
+    return PRESETS[preset].arenas or tuple(name for name, arena in ARENAS.items() if preset in arena.presets)
 
 
 def pairs_of(
@@ -82,7 +93,7 @@ def pairs_of(
     if unknown := [a for a in arenas if a not in ARENAS]:
         raise ValueError(f"there is no arena {', '.join(map(repr, unknown))}; there are {', '.join(ARENAS)}")
     anchors = read_anchors()
-    places = tuple(arenas) or tuple(a for a in chosen.arenas if a in ARENAS and available(ARENAS[a]) and a in anchors)
+    places = tuple(arenas) or tuple(a for a in arenas_of(preset) if available(ARENAS[a]) and a in anchors)
     return [(place, name) for place in places for name in names if MAKERS[name].fits(get_arena(place, anchors)) and MAKERS[name].view in ARENAS[place].views]
 
 
@@ -99,10 +110,10 @@ def play_pair(
     if path.is_file():
         return json.loads(path.read_text(encoding="utf8"))
     began = time.monotonic()
-    row: dict[str, Any] = {"arena": arena.name, "mind": maker.name, "layer": maker.layer, "view": maker.view, "knows": maker.knows, "heavy": maker.heavy, "file": file.name}
+    row: dict[str, Any] = {"arena": arena.name, "mind": maker.name, "layer": maker.layer, "view": maker.view, "knows": maker.knows, "heavy": maker.heavy, "file": file.name, "machine": _machine()}
     try:
         mind, cost = maker.make(arena, preset.effort, seed)
-        row |= {"bytes": save_mind(mind, file), "what": repr(mind) if type(mind).__repr__ is not object.__repr__ else "", "cost": asdict(cost)}
+        row |= {"bytes": save_mind(mind, file) + mind.beside(), "what": repr(mind) if type(mind).__repr__ is not object.__repr__ else "", "cost": asdict(cost)}
         mind = load_mind(file)
     except Exception as error:  # a maker that fails loses its place in this arena, not the season
         row |= {"failed": f"it could not be made: {type(error).__name__}: {error}"[:300]}
@@ -115,7 +126,7 @@ def play_pair(
     row["first_loss"] = next((e.lost for e in episodes if e.lost), "")
     decisions = max(1, sum(len(e.actions) for e in episodes))
     row |= {"simulated": sum(e.env_steps for e in episodes) / decisions, "nodes": sum(e.nodes for e in episodes) / decisions, "length": decisions / len(episodes)}
-    row["flops"] = mind.flops()
+    row["flops"], row["flops_source"] = mind.flops(), "closed formula"
     whole = next((e for e in episodes if not e.lost and e.actions), None)
     if whole is not None:
         actions = whole.actions[:64]  # what is shown to the meters: the episode's beginning, so that long ones cost no more
@@ -123,6 +134,8 @@ def play_pair(
         row["latency"] = latency(mind, seen)
         few = max(1, min(200, int(0.2 / (row["latency"]["p50"] * 1e-6))))
         row["energy"] = energy(lambda: decide(mind, seen, few), few)
+        if row["flops"] is None:  # a pass of its own, because counting slows what it counts
+            row["flops"], row["flops_source"] = count_flops(lambda: decide(mind, seen, 1)), "counted by FlopCounterMode"
         if preset.memory:
             try:
                 found, null = footprint(mind, arena, whole.seed, actions), _null_footprint(arena, maker.view, whole.seed, tuple(actions))
@@ -203,7 +216,7 @@ def real_time(folder: Path, row: dict, arena: Arena, preset: SeasonPreset) -> No
     else:
         few = range(EXAM_SEEDS, EXAM_SEEDS + min(len(row["episodes"]), preset.late_episodes))
         episodes = play_guarded(arena, load_mind(folder / row["file"]), few, limit=preset.limit, delay=min(delay, arena.steps))
-        row["real_time"] = {"delay": delay, "score": scores.score([e.returned for e in episodes], arena).score, "episodes": len(episodes)}
+        row["real_time"] = {"delay": delay, "score": scores.score([e.returned for e in episodes], arena).score, "episodes": len(episodes), "played": [asdict(e) for e in episodes]}
     _write(folder / f"{_slug(row['arena'], row['mind'])}.json", row)
 
 
@@ -214,8 +227,8 @@ def _real_time_named(folder: Path, row: dict, preset: SeasonPreset) -> dict:
     return row
 
 # %% auto #0
-__all__ = ['CORE', 'EXTRAS', 'CLOCK_RATE', 'PRESETS', 'GROUPS', 'STANDINGS', 'SeasonPreset', 'pairs_of', 'play_pair',
-           'meter_rows', 'real_time', 'run_season', 'standings', 'write_standings']
+__all__ = ['CLOCK_RATE', 'PRESETS', 'GROUPS', 'STANDINGS', 'SeasonPreset', 'arenas_of', 'pairs_of', 'play_pair', 'meter_rows',
+           'real_time', 'run_season', 'standings', 'write_standings']
 
 # %% ../../nbs/league/season.ipynb #c070c7d4
 def run_season(
@@ -260,7 +273,13 @@ def run_season(
             else:
                 for row in examined:
                     real_time(folder, row, places[row["arena"]], chosen)
-    write_evidence(folder, ((row["arena"], row["mind"], row["view"], [Episode(**e) for e in row["episodes"]]) for row in rows if "episodes" in row))
+    evidence = []
+    for row in rows:
+        late = row.get("real_time", {})
+        for played, delay in ((row.get("episodes"), 0), (late.get("played"), late.get("delay"))):
+            if played:
+                evidence.append((row["arena"], row["mind"], row["view"], [Episode(**e) for e in played], delay))
+    write_evidence(folder, evidence)
     return rows
 
 
@@ -277,6 +296,8 @@ def standings(
     for path in sorted(Path(folder).glob("*--*.json")):
         row = json.loads(path.read_text(encoding="utf8"))
         if "failed" in row or "instructions" in row:
+            if "real_time" in row:
+                row["real_time"].pop("played", None)
             rows.append({key: value for key, value in row.items() if key != "episodes"} | ({"exam": len(row["episodes"])} if "episodes" in row else {}))
     if not rows:
         raise FileNotFoundError("there are no finished rows of a season in that folder: give runs/…-league/season")

@@ -58,6 +58,14 @@ class Mind:
         """Floating-point operations of a decision's dense arithmetic by the closed formula: 0 for minds that have none, None when nobody derived it."""
         return 0
 
+    def beside(self) -> int:
+        """Bytes of the files that it reads beside its own, such as a brain's weights."""
+        return 0
+
+    def stakes(self, observations: np.ndarray) -> np.ndarray | None:  # (n,)
+        """What the worst action costs in each of these states, against the best one; None for minds that put no values on actions."""
+        return None
+
     def parts(self) -> dict[str, Any]:
         """What must be stored to make it again: arrays, numbers, texts and lists of them."""
         return {}
@@ -140,6 +148,7 @@ class Arena:
     simulation: Simulation | None = None
     extra: str = ""  # the optional package it needs
     deterministic: bool = True  # after reset(seed), do the actions decide everything?
+    presets: tuple[str, ...] = ("cpu", "gpu")  # the leagues in which it is played
     facts: dict[str, Any] = field(default_factory=dict)  # what makers may know: tables of chances, names of the numbers
 
     def __post_init__(self):

@@ -44,6 +44,11 @@ class Table(Mind):
         lead = top[:, -1] - top[:, -2]
         return lead / (lead + 0.1 * self.values.std() + 1e-9)
 
+    def stakes(self, observations: np.ndarray) -> np.ndarray:
+        """The best action's value less the worst one's."""
+        values = self.values[self.cell(observations)]
+        return values.max(1) - values.min(1)
+
     def parts(self) -> dict:
         return {"values": self.values, "bins": self.bins, "columns": self.columns}
 

@@ -11,7 +11,7 @@ from .mind import Arena, Bill, Maker, Mind, play, register
 from .tables import has_teacher, record, teacher_of
 
 # %% auto #0
-__all__ = ['Tree', 'grow_tree', 'distil_tree']
+__all__ = ['Tree', 'grow_tree', 'by_stakes', 'distil_tree']
 
 # %% ../../nbs/minds/trees.ipynb #dc2f3146
 class Tree(Mind):
@@ -115,6 +115,20 @@ def grow_tree(
     return Tree(np.array(feature), np.array(threshold, np.float32), np.array(left), np.array(right), np.array(counts))
 
 # %% ../../nbs/minds/trees.ipynb #a3030b7e
+def by_stakes(
+    states: np.ndarray,  # (N, D)
+    actions: np.ndarray,  # (N,)
+    teacher: Mind,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray] | None:  # N of them; None from a teacher who puts no values on actions
+    """What was watched, drawn anew in proportion to what is at stake in each state."""
+    stakes = teacher.stakes(states)
+    if stakes is None or not stakes.sum() > 0:
+        return None
+    drawn = np.random.default_rng(seed).choice(len(states), len(states), p=stakes / stakes.sum())
+    return states[drawn], actions[drawn]
+
+
 def distil_tree(
     arena: Arena,
     teacher: Mind,
@@ -123,12 +137,14 @@ def distil_tree(
     leaves: int = 256,
     seed: int = 0,
 ) -> tuple[Tree, int]:  # and the steps that were played
-    """A tree in place of a teacher, by DAgger."""
+    """A tree in place of a teacher, by VIPER (Bastani et al. 2018, algorithm 1), beside plain DAgger where states are not all worth the same."""
     states, actions, played = record(arena, teacher, steps // rounds, seed)
     best, best_return = None, -np.inf
     for r in range(rounds):
-        tree = grow_tree(states, actions, len(arena.actions), leaves)
-        returned = play(arena, tree, list(range(500_000 + seed, 500_012 + seed))).mean()
+        lessons = [(states, actions), by_stakes(states, actions, teacher, seed + r)]
+        trees = [grow_tree(*lesson, len(arena.actions), leaves) for lesson in lessons if lesson is not None]
+        returns = [play(arena, tree, list(range(500_000 + seed, 500_012 + seed))).mean() for tree in trees]
+        tree, returned = trees[int(np.argmax(returns))], max(returns)
         if returned > best_return:
             best, best_return = tree, returned
         if r + 1 < rounds:
