@@ -356,6 +356,9 @@ def new_run(
     return Run(folder, name, parameters)
 
 
+_MAY_CHANGE = ("steps", "keep")  # `train` judges whether the length may; what is kept of the beginning is blended in behind the last step
+
+
 def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Path) -> Run:
     "Go on in an old folder, if it is the same run; note when and how in run.json."
     path = folder / "run.json"
@@ -364,11 +367,11 @@ def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Pat
     record = json.loads(path.read_text(encoding="utf8"))
     old = record["parameters"]
     differences = [f"{key}: {old.get(key)!r} then, {parameters.get(key)!r} now" for key in sorted(old.keys() | parameters.keys())
-                   if key not in ("resume", "steps") and old.get(key) != parameters.get(key)]  # `train` judges whether the length may change
+                   if key not in ("resume", *_MAY_CHANGE) and old.get(key) != parameters.get(key)]
     if differences:
         raise ValueError(f"{folder} is a run with other parameters and cannot be resumed: " + "; ".join(differences))
     commit = _git(home, "rev-parse", "HEAD")
-    changed = {"steps": [old["steps"], parameters["steps"]]} if old.get("steps") != parameters.get("steps") else {}
+    changed = {key: [old.get(key), parameters.get(key)] for key in _MAY_CHANGE if old.get(key) != parameters.get(key)}
     record.setdefault("resumed", []).append({"at": _now(), "command": _command(home), "commit": commit.strip() if commit else None, **changed})
     _write_json(path, record | {"ended": None, "parameters": parameters})
     return Run(folder, name, parameters, resumed=True)

@@ -9,7 +9,9 @@ import datetime
 import json
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,12 @@ def sketch(
     return (drawn * 255 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def _examine_registered(brain: Brain, name: str, *rest) -> list[SkillScore]:
+    """In a process of its own: one skill, by its name."""
+    torch.set_num_threads(1)
+    return examine_skills(brain, [SKILLS[name]], *rest, progress=False)
+
+
 def examine_skills(
     brain: Brain,
     skills: Iterable[Skill] | None = None,  # default: all that are registered
@@ -86,10 +94,15 @@ def examine_skills(
     held_out: bool = True,  # with held-out wordings
     batch: int = 125,
     progress: bool = True,
+    workers: int = 1,  # processes on the CPU, for skills that are registered: the scores are the same
 ) -> list[SkillScore]:
     """Ask for every skill in n held-out rooms and judge what comes out."""
     skills = list(SKILLS.values() if skills is None else skills)
     device, scores = brain.registers.device, []
+    if workers > 1 and device.type == "cpu" and all(SKILLS.get(skill.name) is skill for skill in skills):
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            each = [pool.submit(_examine_registered, brain, skill.name, n, seed, held_out, batch) for skill in skills]
+            return [score for one in tqdm(each, desc="ledger", unit="skill", disable=not progress, ncols=100) for score in one.result()]
     book = Phrasebook(skills, brain.words, held_out, device)
     today = datetime.date.today().isoformat()
     for skill in tqdm(skills, desc="ledger", unit="skill", disable=not progress, ncols=100):

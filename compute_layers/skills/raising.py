@@ -684,10 +684,12 @@ class ReaderLesson:
         if not self.spoken:
             raise ValueError("there is nothing to read and say: none of these skills is answered in words")
         self.book, self.bank = Phrasebook(self.skills, self.brain.words, device=self.device, framed=True), QuestionBank(self.brain.words, device=self.device)
-        self.was = copy.deepcopy(self.brain).requires_grad_(False)
+        self.was, self.seen, self.of = copy.deepcopy(self.brain).requires_grad_(False), [], {}
+
+    def look(self) -> None:
+        """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
         place = None if self.device == "cpu" else self.device
         weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
-        self.seen, self.of = [], {}
         progress = tqdm(desc="looking", unit="rooms", mininterval=10, ascii=True, disable=not self.progress)
         plain = []
         for skill in self.spoken:
@@ -728,6 +730,8 @@ class ReaderLesson:
         step: int,
     ) -> tuple[Tensor, dict]:  # the loss, and what to log
         """The loss of one step."""
+        if not self.seen:
+            self.look()
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         weights = next((w for start, w in reversed(self.needs) if start <= step), {})
         odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])

@@ -19,7 +19,7 @@ from ..brain.words import Words
 from ..game import levels
 from ..game.picture import contact_sheet
 from ..lab.runs import Run
-from ..lab.train import default_threads, train
+from ..lab.train import default_threads, train, usable_cores
 from ..lab.weights import LEDGER_FILE, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
@@ -172,7 +172,7 @@ class School:
                 brains.save(self.brain, begun)
         self.size, self.began = self.brain.config.size, time.time()
         known = brains.load(self.init).state_dict() if self.keep and self.init != "none" else {}  # what is new in a grown brain has no past
-        self.first = {name: tensor.clone() for name, tensor in self.brain.state_dict().items() if name in known}
+        self.first = {name: tensor.clone() for name, tensor in self.brain.state_dict().items() if name in known or (self.only and self.keep)}
 
     def lesson(self) -> RaiseLesson | ReaderLesson:
         """The lesson, in proportion to the number of plain rooms."""
@@ -233,7 +233,7 @@ class School:
 
     def examine(self) -> list[SkillScore]:
         """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights."""
-        self.scores = examine_skills(self.brain, self.skills, n=self.chosen.rooms)
+        self.scores = examine_skills(self.brain, self.skills, n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
         self.history.append(("end", self.scores))
         if self.steps:
             self._save(files={LEDGER_FILE: ledger_json(self.scores)}, replace=True)
