@@ -11,8 +11,10 @@ from compute_layers.brain.words import Words
 from compute_layers.game import levels
 from compute_layers.game.picture import draw
 from compute_layers.skills import MINIMAL_PAIRS, MOVES, SKILLS
+from compute_layers.skills.ledger import examine_skills
 from compute_layers.skills.questions import vocabulary_texts
 from compute_layers.skills.retention import ElasticPenalty, FamilyLesson, HeldLesson, MixedLesson, add_adapters, examine_pairs, fisher, merge_adapters
+from compute_layers.skills.school import GROWN, all_texts
 
 OLD, NEW = ("gold_left_right", "agent_is_left", "agent_is_right"), ("do_as_told",)
 
@@ -118,3 +120,10 @@ def test_pairs_are_judged_by_the_side_that_fails(brain):
     brain.complete = lambda memory, prompts: brain.words.answers(["yes"] * len(memory))[:, None]
     side = next(score for score in examine_pairs(brain, chosen, n=40) if score.skills == ("agent_is_left", "agent_is_right"))
     assert 0 < side.trivial <= 0.6 and not side.passed
+
+
+def test_examinations_by_several_processes_say_the_same():
+    torch.manual_seed(0)
+    brain = Brain(brain_config("smoke", **GROWN), Words.from_texts(all_texts()))
+    skills = [SKILLS[name] for name in ("facing", "draw_room")]
+    assert examine_skills(brain, skills, n=8, progress=False) == examine_skills(brain, skills, n=8, progress=False, workers=2)
