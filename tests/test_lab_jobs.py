@@ -49,7 +49,7 @@ def test_killed_worker_stopped_and_resumed_job(queue, home, capsys):  # noqa: F8
     assert second.look() == [] and queue.job(1).pid == pid
     main(["job", "list"])
     assert "running" in (shown := capsys.readouterr().out) and "steps=400" in shown
-    until(lambda: "loss=" in progress_of(queue.job(1), home))  # from inside the notebook: the step, the loss, the time left, the scores
+    until(lambda: "near 97%" in (shown := progress_of(queue.job(1), home)) and "loss=" in shown)  # from inside the notebook: the step, the loss, the time left, and, a little later, the scores
     shown = progress_of(queue.job(1), home)
     assert re.search(r"\d+/400 \[\d\d:\d\d<", shown) and re.search(r"step \d+: near 97%", shown), shown
 
