@@ -9,7 +9,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,7 +66,7 @@ def say(
 ) -> list[str]:
     """The brain's words for every room of a task."""
     with torch.no_grad():
-        return brain.words.decode(brain.complete(brain.see(task.canvases), trim(prompts)[:, None])[:, 0])
+        return brain.words.decode(brain.complete(brain.see(task.canvases.to(place := brain.registers.device)), trim(prompts).to(place)[:, None])[:, 0])
 
 
 def sketch(
@@ -75,8 +75,9 @@ def sketch(
     prompts: torch.Tensor,  # (B, P)
 ) -> np.ndarray:  # (B, S, S, 3) uint8
     """The brain's drawing for every room of a task: over its canvases where it can, as in `Brain.draw`."""
+    canvases, prompts = task.canvases.to(brain.registers.device), trim(prompts).to(brain.registers.device)
     with torch.no_grad():
-        drawn = brain.paint(brain.see(task.canvases), trim(prompts), task.canvases if brain.config.edits else None).clamp(0, 1)
+        drawn = brain.paint(brain.see(canvases), prompts, canvases if brain.config.edits else None).clamp(0, 1)
     return (drawn * 255 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -94,37 +95,44 @@ def examine_skills(
     held_out: bool = True,  # with held-out wordings
     batch: int = 125,
     progress: bool = True,
-    workers: int = 1,  # processes on the CPU, for skills that are registered: the scores are the same
+    workers: int = 1,  # processes on the CPU, for skills that are registered, and beside a GPU threads: the scores are the same
 ) -> list[SkillScore]:
-    """Ask for every skill in n held-out rooms and judge what comes out."""
+    """Ask for every skill in n held-out rooms and judge what comes out. Rooms are made and drawings are judged on the CPU."""
     skills = list(SKILLS.values() if skills is None else skills)
     device, scores = brain.registers.device, []
     if workers > 1 and device.type == "cpu" and all(SKILLS.get(skill.name) is skill for skill in skills):
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             each = [pool.submit(_examine_registered, brain, skill.name, n, seed, held_out, batch) for skill in skills]
             return [score for one in tqdm(each, desc="ledger", unit="skill", disable=not progress, ncols=100) for score in one.result()]
-    book = Phrasebook(skills, brain.words, held_out, device)
+    book = Phrasebook(skills, brain.words, held_out)
+
+    def some(skill: Skill, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
+        """Right?, sure?, right without looking?, error: of one batch of rooms."""
+        task = skill.make(skill.scene(seed, min(batch, n - first), first=first, size=brain.config.size))
+        prompts = book.request(skill, task, torch.Generator().manual_seed((seed << 20) + first))
+        if skill.answers:
+            right, error = skill.judge_words(task, say(brain, task, prompts)), None
+        else:
+            drawn = sketch(brain, task, prompts)
+            right, error = skill.judge_drawing(task, drawn), np.abs(drawn.astype(np.float32) - task.picture.numpy()).mean() / 255
+        return right, task.sure.numpy(), zero_right(skill, task), error
+
     today = datetime.date.today().isoformat()
-    for skill in tqdm(skills, desc="ledger", unit="skill", disable=not progress, ncols=100):
-        right, sure, zeros, errors = [], [], [], []
-        for first in range(0, n, batch):
-            scene = skill.scene(seed, min(batch, n - first), first=first, size=brain.config.size, device=device)
-            task = skill.make(scene)
-            prompts = book.request(skill, task, torch.Generator(device).manual_seed((seed << 20) + first))
-            if skill.answers:
-                right.append(skill.judge_words(task, say(brain, task, prompts)))
-            else:
-                drawn = sketch(brain, task, prompts)
-                right.append(skill.judge_drawing(task, drawn))
-                errors.append(np.abs(drawn.astype(np.float32) - task.picture.cpu().numpy()).mean() / 255)
-            sure.append(task.sure.cpu().numpy()), zeros.append(zero_right(skill, task))
-        right, sure, zeros = np.concatenate(right), np.concatenate(sure), np.concatenate(zeros)
-        asked, hits = int(sure.sum()), int(right[sure].sum())
-        low, high = wilson_interval(hits, asked)
-        scores.append(SkillScore(
-            skill.name, skill.family, asked, hits / max(1, asked), low, high, float(zeros[sure].mean(0).max()) if asked else math.nan,
-            int((~sure).sum()), float(right[~sure].mean()) if (~sure).any() else None, float(np.mean(errors)) if errors else None, today, seed,
-        ))
+    pool = ThreadPoolExecutor(workers) if workers > 1 and device.type != "cpu" else None
+    try:
+        parts = {skill.name: [pool.submit(some, skill, first) for first in range(0, n, batch)] for skill in skills} if pool else {}
+        for skill in tqdm(skills, desc="ledger", unit="skill", disable=not progress, ncols=100):
+            right, sure, zeros, errors = zip(*([part.result() for part in parts[skill.name]] if pool else [some(skill, first) for first in range(0, n, batch)]))
+            right, sure, zeros = np.concatenate(right), np.concatenate(sure), np.concatenate(zeros)
+            asked, hits = int(sure.sum()), int(right[sure].sum())
+            low, high = wilson_interval(hits, asked)
+            scores.append(SkillScore(
+                skill.name, skill.family, asked, hits / max(1, asked), low, high, float(zeros[sure].mean(0).max()) if asked else math.nan,
+                int((~sure).sum()), float(right[~sure].mean()) if (~sure).any() else None, float(np.mean(errors)) if errors[0] is not None else None, today, seed,
+            ))
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
     return scores
 
 # %% ../../nbs/skills/ledger.ipynb #87f37353

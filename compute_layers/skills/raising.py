@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..brain.geometry import geometry_loss, geometry_targets, glance_loss, marks_loss, scenery_loss, scenery_targets
+from ..brain.geometry import GeometryTargets, geometry_loss, geometry_targets, glance_loss, marks_loss, scenery_loss, scenery_targets
 from ..brain.model import BENDS, HAND, Brain, Route
 from ..brain.words import Words
 from ..game import facts, levels, oracle
 from ..game.picture import draw
 from ..game.world import AGENT_RADIUS, World, wall_distance
+from ..lab.ahead import Ahead
 from .drawings import corner_ink, inner_corners, shortest_way
 from .inquiries import drawn_line
 from .questions import DRAW_PROMPTS, QuestionBank, choose
@@ -29,9 +30,9 @@ from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 
 # %% auto #0
 __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'Phrasebook', 'trim', 'drawing_loss',
-           'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'corner_loss', 'ways', 'crossed',
-           'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'RaiseLesson', 'teach_glance', 'teach_route',
-           'teach_meanings', 'least_absolute', 'fit_hand', 'ReaderLesson']
+           'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points', 'corner_loss',
+           'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'by_question', 'means', 'RaiseLesson',
+           'teach_glance', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -122,13 +123,15 @@ def drawing_loss(
 
 def hand_loss(
     action: Tensor,  # (B, HAND) from `Brain.plan`
-    task: Task,
+    moved: Tensor | None,  # (B, 6) and
+    pen: Tensor | None,  # (B, 2 PEN_POINTS) what the hand must do, see `skill.Task`; None: it is not told
+    sure: Tensor,  # (B,) bool
 ) -> Tensor:  # 0 where the task does not say what the hand must do
     """How far the hand is from what draws the right picture, in room sides: to a tenth of a pixel, so its size counts, not its square."""
     loss = action.new_zeros(())
-    for does, should in ((action[:, :6], task.moved), (action[:, 6:], task.pen)):
+    for does, should in ((action[:, :6], moved), (action[:, 6:], pen)):
         if should is not None:
-            rows = task.sure & ~should.isnan().any(-1)
+            rows = sure & ~should.isnan().any(-1)
             far = F.smooth_l1_loss(does, torch.where(rows[:, None], should, does.detach()), reduction="none", beta=0.002).sum(-1)
             loss = loss + far.sum() / rows.sum().clamp(min=1)
     return loss
@@ -191,22 +194,31 @@ def route_loss(
     return ((guess + off) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def corner_loss(
-    route: Route,  # one that looks closer
+def turning_points(
     world: World,  # B rooms made by `levels`
-    pictures: Tensor,  # uint8 (B, S, S, 3)
-    generator: torch.Generator,
+    size: int,  # pixels a side of their pictures
+    generator: torch.Generator,  # on the rooms' device
     rough: float = 0.8,  # deviation in pixels of the places that are looked at from the true ones
-) -> Tensor:
-    """How far off a closer look is at places where a way could turn, in pixels: at all corners of the inner walls that the agent can pass."""
-    size, device = pictures.shape[1], pictures.device
+) -> tuple[Tensor, Tensor, Tensor]:  # (N,) the room, (N, 2) the true place, (N, 2) a place nearby to look from
+    """Where a way could turn: all corners of the inner walls that the agent can pass."""
     corners = inner_corners(world, AGENT_RADIUS)
     corners = corners.reshape(len(world), -1, 2)
     free = (wall_distance(corners, world.walls) >= 0.9 * AGENT_RADIUS).all(-1)  # False for those that are not there
-    corners, free = torch.as_tensor(corners, device=device).float(), torch.as_tensor(free, device=device)
+    corners, free = torch.as_tensor(corners).float(), torch.as_tensor(free)
     room, which = (free & ((corners > 0) & (corners < 1)).all(-1)).nonzero(as_tuple=True)
     true = corners[room, which]
-    place = true + torch.randn(true.shape, generator=generator, device=device) * rough / size
+    return room, true, true + torch.randn(true.shape, generator=generator, device=true.device) * rough / size
+
+
+def corner_loss(
+    route: Route,  # one that looks closer
+    pictures: Tensor,  # uint8 (B, S, S, 3)
+    room: Tensor,  # from `turning_points`
+    true: Tensor,
+    place: Tensor,
+) -> Tensor:
+    """How far off a closer look is at places where a way could turn, in pixels."""
+    size = pictures.shape[1]
     error = F.smooth_l1_loss(route.corner(pictures[room], place) * size, true * size, reduction="none", beta=0.05)
     return error.sum() / max(1, len(true))
 
@@ -215,15 +227,14 @@ def ways(
     seed: int,
     rooms: int,
     step: int = 0,
-    device=None,
 ) -> tuple[World, Tensor]:  # rooms, half of them with a bent way if there are so many among six times as many; (rooms, P, 2) see `route_loss`
     """Rooms in which the gold can be reached with at most as many bends as are looked for."""
-    world = levels.walls(seed, 6 * rooms, first=step * 6 * rooms, max_gold=1, device=device)
+    world = levels.walls(seed, 6 * rooms, first=step * 6 * rooms, max_gold=1)
     points, found = (torch.as_tensor(part) for part in shortest_way(world))
     known = points[..., 0].isfinite().sum(1)
     bent, straight = ((found & (known > 2) & (known <= 2 + BENDS)).nonzero()[: rooms // 2, 0], (found & (known == 2)).nonzero()[:, 0])
     rows = torch.cat([bent, straight[: rooms - len(bent)]])
-    return world.take(rows if world.is_tensor else rows.numpy()), points[rows].float()
+    return world.take(rows.numpy()), points[rows].float()
 
 # %% ../../nbs/skills/raising.ipynb #90b6d1ed
 def crossed(
@@ -246,22 +257,20 @@ def sees_plain_rooms(
     skill: Skill,
     seed: int = 0,
     size: int = 64,
-    device="cpu",
     rooms: int = 32,  # so many that one which is seldom changed is found
 ) -> bool:
     """Are its pictures those of walled rooms as they are, so that it can be asked together with others?"""
-    canvases = skill.make(skill.scene(seed, rooms, size=size, device=device)).canvases
-    plain = levels.walls(seed, rooms, max_gold=1, device=None if str(device) == "cpu" else device)
+    canvases = skill.make(skill.scene(seed, rooms, size=size)).canvases
+    plain = levels.walls(seed, rooms, max_gold=1)
     return canvases.shape[1] == 1 and torch.equal(canvases[:, 0], Scene(plain, size, 0).draw())
 
 
 def tells_hand(
     skill: Skill,
     size: int = 64,
-    device="cpu",
 ) -> bool:
     """Do the tasks of a skill say what the hand must do?"""
-    task = skill.make(skill.scene(0, 4, size=size, device=device))
+    task = skill.make(skill.scene(0, 4, size=size))
     return task.moved is not None or task.pen is not None
 
 
@@ -280,9 +289,27 @@ def knows_meanings(
 DISCOUNT = 0.95  # of gold, for each step until it is eaten
 
 
+def by_question(
+    logits: Tensor,  # (B, K, A, vocabulary)
+    replies: Tensor,  # (B, K, A) tokens
+) -> Tensor:
+    """The mean over questions of the mean over an answer's words: among long sentences a yes or a no would count for nothing."""
+    loss = F.cross_entropy(logits.flatten(0, 2), replies.flatten(), ignore_index=0, reduction="none").view_as(replies)
+    return (loss.sum(-1) / (replies != 0).sum(-1)).mean()
+
+
+def means(report: dict) -> dict:
+    """The report with one number for what was noted several times."""
+    return {name: torch.stack(value).mean() if isinstance(value, list) else value for name, value in report.items()}
+
+
 @dataclass
 class RaiseLesson:
-    """All skills in every step, as a loss function for `lab.train`."""
+    """All skills in every step, as a loss function for `lab.train`.
+
+    Rooms, pictures, requests and right answers of a step are made on the CPU (`make`); for a brain on a GPU by `workers` processes,
+    ahead of time, and brought there in one piece (`lab.ahead`).
+    """
 
     words: Words
     skills: list[Skill] = field(default_factory=lambda: list(SKILLS.values()))
@@ -299,7 +326,8 @@ class RaiseLesson:
     recalled_rooms: int = 6
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     size: int = 64
-    device: str = "cpu"
+    device: str = "cpu"  # where the brain lives
+    workers: int = -1  # processes that make steps ahead, see `lab.ahead.Ahead`
     short: float = 0.8  # how often the first of the right sentences is the answer: which of several is taken is noise that drowns what is asked rarely
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
 
@@ -308,26 +336,25 @@ class RaiseLesson:
             raise ValueError(f"seed must lie in [0, {levels.HELD_OUT_SEED}): seeds from there on are held out, got {self.seed}")
         if not self.skills:
             raise ValueError("there are no skills to teach; import compute_layers.skills, or pass some")
-        self.book = Phrasebook(self.skills, self.words, device=self.device, framed=True)
-        self.bank = QuestionBank(self.words, device=self.device)
-        self.draw_prompts = self.words.prompts(DRAW_PROMPTS, device=self.device)
+        self.config, self._ahead = None, None  # from the first step on
+        self.book, self.bank, self.draw_prompts = Phrasebook(self.skills, self.words, framed=True), QuestionBank(self.words), self.words.prompts(DRAW_PROMPTS)
         kinds = {skill.name: self._kind(skill) for skill in self.skills}
         self.groups = {kind: [s for s in self.skills if kinds[s.name] == kind] for kind in ("asked", "drawn", "own", "recalled")}
-        self.handy = {kind: [skill for skill in self.groups[kind] if tells_hand(skill, self.size, self.device)] for kind in ("drawn", "recalled")}
+        self.handy = {kind: [skill for skill in self.groups[kind] if tells_hand(skill, self.size)] for kind in ("drawn", "recalled")}
 
     def _kind(self, skill: Skill) -> str:
         """Which part of a step a skill belongs to."""
-        if sees_plain_rooms(skill, self.seed, self.size, self.device):
+        if sees_plain_rooms(skill, self.seed, self.size):
             return "drawn" if not skill.answers else "asked"
         return "own" if skill.make(self._scene(skill, 2, 0)).canvases.shape[1] <= 2 else "recalled"
 
     def _scene(self, skill: Skill, n: int, step: int) -> Scene:
         """Fresh rooms for one skill."""
-        return skill.scene(self.seed, n, first=step * 64, size=self.size, device=self.device)
+        return skill.scene(self.seed, n, first=step * 64, size=self.size)
 
-    def _plain_rooms(self, n: int, step: int):
+    def _plain_rooms(self, n: int, step: int) -> World:
         """Fresh walled rooms for all skills that ask about plain pictures."""
-        return levels.walls(self.seed, n, first=step * 64, max_gold=1, device=None if self.device == "cpu" else self.device)
+        return levels.walls(self.seed, n, first=step * 64, max_gold=1)
 
     def _pick(self, group: str, n: int, step: int, chance: np.random.Generator) -> list[Skill]:
         """Up to n different skills of a group, by need."""
@@ -338,56 +365,122 @@ class RaiseLesson:
         odds = np.array([weights.get(skill.name, 1.0) for skill in group])
         return [group[i] for i in chance.choice(len(group), min(n, len(group)), replace=False, p=odds / odds.sum())]
 
-    def _teach(self, brain: Brain, memory: Tensor, skill: Skill, task: Task, generator, report: dict) -> Tensor:
-        """The loss of one skill on rooms that were looked at."""
+    # -- what a step needs, made on the CPU -----------------------------------------------------------------------
+
+    def _asked(self, skill: Skill, task: Task, generator: torch.Generator) -> dict:
+        """What is asked of one skill, and what is right."""
         request = trim(self.book.request(skill, task, generator))
         if skill.answers:
-            reply = trim(self.book.reply(skill, task, generator, self.short))
-            logits = brain.read(memory, request[:, None], reply[:, None, :-1])
-            return F.cross_entropy(logits.flatten(0, 2), reply.flatten(), ignore_index=0)
-        plan = brain.plan(memory, request) if brain.config.edits else None  # without tools everything is painted from memory
-        drawn = brain.paint(memory, request, task.canvases if plan else None, plan)
-        loss, error = drawing_loss(drawn, task.picture, task.canvases[:, -1])
+            return {"request": request, "reply": trim(self.book.reply(skill, task, generator, self.short))}
+        return {"request": request, "picture": task.picture, "moved": task.moved, "pen": task.pen, "sure": task.sure}
+
+    def _handed(self, skills: list[Skill], tasks: list[Task], generator: torch.Generator) -> list[dict]:
+        """What the hand must do for each of these skills, in all rooms."""
+        return [{"request": self.book.request(skill, task, generator), "moved": task.moved, "pen": task.pen, "sure": task.sure} for skill, task in zip(skills, tasks)]
+
+    def _targets(self, world: World, pictures: Tensor) -> dict:
+        """What the eyes must find."""
+        return {"there": vars(geometry_targets(world, self.config.grid)), "shown": scenery_targets(world, pictures, self.config.grid)}
+
+    def make(
+        self,
+        step: int,
+    ) -> dict:  # of tensors on the CPU
+        """Everything that a step needs but the brain: rooms, pictures, requests, right answers. The same for the same step and needs."""
+        chance, generator, config = np.random.default_rng((self.seed, step)), torch.Generator().manual_seed((self.seed << 32) + step), self.config
+
+        # bare rooms: the first questions, geometry, value; through half of those that are not painted goes a line
+        world = levels.bare(self.seed, self.bare, first=step * self.bare)
+        painted = min(self.painted, self.bare)
+        pictures = crossed(Scene(world, self.size, (self.seed << 24) + 64 * step), painted)
+        prompts, answers, _ = self.bank.ask(self.bank.truths(facts.read(world)), self.each, generator, short=self.short)
+        bare = {"pictures": pictures, "requests": prompts, "replies": answers, "look": self._targets(world, pictures)}
+        if painted:
+            bare["painted"] = self.draw_prompts[torch.randint(len(self.draw_prompts), (painted,), generator=generator)]
+        if config.values:
+            far = torch.as_tensor(oracle.oracle_steps(world))
+            bare["worth"] = torch.where(far < 0, 0.0, DISCOUNT ** far.float())
+
+        # plain pictures of walled rooms: one look, many skills
+        world = self._plain_rooms(self.plain, step)
+        pictures = Scene(world, self.size, 0).draw()
+        plain = {"pictures": pictures, "look": self._targets(world, pictures)}
+        if config.marks:
+            plain["ink"] = corner_ink(world, self.size)
+        if config.route:
+            plain["points"], plain["gold"] = torch.as_tensor(shortest_way(world)[0]).float(), torch.as_tensor(world.gold[:, 0]).float()
+            if config.corner:
+                plain["corners"] = turning_points(world, self.size, generator)
+        requests, replies = [], []
+        for k, skill in enumerate(self._pick("asked", self.asked, step, chance)):
+            task = skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + k))
+            requests.append(self.book.request(skill, task, generator)), replies.append(self.book.reply(skill, task, generator, self.short))
+        if requests:
+            plain["requests"], plain["replies"] = trim(torch.stack(requests, 1)), trim(torch.stack(replies, 1))
+        plain["drawn"] = []
+        for k, skill in enumerate(self._pick("drawn", self.drawn, step, chance)):
+            start = (k * self.drawn_rooms) % self.plain
+            task = skill.make(Scene(world.take(slice(start, start + self.drawn_rooms)), self.size, (self.seed << 24) + 64 * step + 32 + k))
+            plain["drawn"].append({"start": start} | self._asked(skill, task, generator))
+        practice = [skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + 48 + k)) for k, skill in enumerate(self.handy["drawn"])]
+        plain["practice"] = self._handed(self.handy["drawn"], practice, generator)
+
+        # skills with pictures of their own
+        own = []
+        for group, count, rooms in (("own", self.own, self.own_rooms), ("recalled", self.recalled, self.recalled_rooms)):
+            seen = None
+            for skill in self._pick(group, count, step, chance):
+                task, one = skill.make(self._scene(skill, rooms, step)), {"group": group, "count": count}
+                if seen is None or not torch.equal(seen, task.canvases):
+                    one["canvases"] = seen = task.canvases
+                    if task.world is not None:  # the eyes must find things beside lines, too
+                        one["look"] = self._targets(task.world, task.canvases[:, -1])
+                    if group == "recalled":
+                        practice = [other.make(self._scene(other, rooms, step)) for other in self.handy[group]]
+                        which = [k for k, other in enumerate(practice) if torch.equal(other.canvases, seen)]
+                        one["practice"] = self._handed([self.handy[group][k] for k in which], [practice[k] for k in which], generator)
+                own.append(one | self._asked(skill, task, generator))
+        return {"bare": bare, "plain": plain, "own": own}
+
+    # -- what the brain makes of it -------------------------------------------------------------------------------
+
+    def _teach(self, brain: Brain, memory: Tensor, canvases: Tensor, asked: dict, report: dict) -> Tensor:
+        """The loss of one skill on rooms that were looked at."""
+        if "reply" in asked:
+            logits = brain.read(memory, asked["request"][:, None], asked["reply"][:, None, :-1])
+            return F.cross_entropy(logits.flatten(0, 2), asked["reply"].flatten(), ignore_index=0)
+        plan = brain.plan(memory, asked["request"]) if brain.config.edits else None  # without tools everything is painted from memory
+        drawn = brain.paint(memory, asked["request"], canvases if plan else None, plan)
+        loss, error = drawing_loss(drawn, asked["picture"], canvases[:, -1])
         report.setdefault("drawing_mse", []).append(error)
-        return loss + self._guide(plan[0], task, report) if plan else loss
+        return loss + self._guide(plan[0], asked, report) if plan else loss
 
     @staticmethod
-    def _guide(action: Tensor, task: Task, report: dict) -> Tensor:
+    def _guide(action: Tensor, asked: dict, report: dict) -> Tensor:
         """What the hand does against what it is told, where it is told something."""
-        hand = hand_loss(action, task)
-        if task.moved is not None or task.pen is not None:
+        hand = hand_loss(action, asked["moved"], asked["pen"], asked["sure"])
+        if asked["moved"] is not None or asked["pen"] is not None:
             report.setdefault("hand", []).append(hand.detach())
         return hand
 
-    def _practise(self, brain: Brain, memory: Tensor, skills: list[Skill], tasks: list[Task], generator, report: dict) -> Tensor:
+    def _practise(self, brain: Brain, memory: Tensor, practice: list[dict], report: dict) -> Tensor:
         """The hand alone, for all skills that say what it must do, in all rooms: words and landmarks only, so cheap."""
         loss = memory.new_zeros(())
         if brain.config.edits:
-            for skill, task in zip(skills, tasks):
-                loss = loss + self._guide(brain.plan(memory, self.book.request(skill, task, generator))[0], task, report)
+            for asked in practice:
+                loss = loss + self._guide(brain.plan(memory, asked["request"])[0], asked, report)
         return loss
 
-    def _look(self, brain: Brain, memory: Tensor, world: World, pictures: Tensor, scenery: float = 1.0) -> tuple[Tensor, dict]:
+    def _look(self, brain: Brain, memory: Tensor, targets: dict, scenery: float = 1.0) -> tuple[Tensor, dict]:
         """What the eyes must find, and how far they are from it."""
-        there, shown = geometry_targets(world, brain.config.grid, self.device), scenery_targets(world, pictures, brain.config.grid)
+        there = GeometryTargets(**targets["there"])
         geometry, parts = geometry_loss(brain, memory.float(), there)
-        around = scenery_loss(brain, memory.float(), shown)
+        around = scenery_loss(brain, memory.float(), targets["shown"])
         loss, report = geometry + scenery * around, {"where": parts["where"], "scenery": around.detach()}
         if brain.config.glance:
             close = glance_loss(brain.glances(memory)[:, -1], there, brain.config.grid)
             loss, report["glance"] = loss + close, close.detach()
         return loss, report
-
-    @staticmethod
-    def _by_question(logits: Tensor, replies: Tensor) -> Tensor:
-        """The mean over questions of the mean over an answer's words: among long sentences a yes or a no would count for nothing."""
-        loss = F.cross_entropy(logits.flatten(0, 2), replies.flatten(), ignore_index=0, reduction="none").view_as(replies)
-        return (loss.sum(-1) / (replies != 0).sum(-1)).mean()
-
-    @staticmethod
-    def _means(report: dict) -> dict:
-        """The report with one number for what was noted several times."""
-        return {name: torch.stack(value).mean() if isinstance(value, list) else value for name, value in report.items()}
 
     def __call__(
         self,
@@ -395,85 +488,62 @@ class RaiseLesson:
         step: int,
     ) -> tuple[Tensor, dict]:  # the loss, and what to log
         """The loss of one step."""
-        chance = np.random.default_rng((self.seed, step))
-        generator = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
-        report = {}
-        place = None if self.device == "cpu" else self.device
+        if self.config is None:
+            self.config, self._ahead = brain.config, Ahead(self.make, self.device, self.workers)
+        made, report = self._ahead(step, len(self.needs)), {}
 
-        # bare rooms: the first questions, geometry, value; through half of those that are not painted goes a line
-        world = levels.bare(self.seed, self.bare, first=step * self.bare, device=place)
-        painted = min(self.painted, self.bare)
-        pictures = crossed(Scene(world, self.size, (self.seed << 24) + 64 * step), painted)
-        memory = brain.see(pictures)
-        prompts, answers, _ = self.bank.ask(self.bank.truths(facts.read(world)), self.each, generator, short=self.short)
-        logits = brain.read(memory, prompts, answers[..., :-1])
-        bare_text = F.cross_entropy(logits.flatten(0, 2), answers.flatten(), ignore_index=0)
-        geometry, parts = self._look(brain, memory, world, pictures)
+        bare = made["bare"]
+        memory = brain.see(bare["pictures"])
+        logits = brain.read(memory, bare["requests"], bare["replies"][..., :-1])
+        bare_text = F.cross_entropy(logits.flatten(0, 2), bare["replies"].flatten(), ignore_index=0)
+        geometry, parts = self._look(brain, memory, bare["look"])
         loss = bare_text + geometry
         report |= {"bare_text": bare_text.detach(), **parts}
-        if painted:
-            which = torch.randint(len(self.draw_prompts), (painted,), generator=generator, device=self.device)
-            seen = pictures[:painted]
-            cost, error = drawing_loss(brain.paint(memory[:painted], self.draw_prompts[which]), seen, torch.full_like(seen, 255), changed=0.5)
+        if "painted" in bare:
+            painted = len(bare["painted"])
+            seen = bare["pictures"][:painted]
+            cost, error = drawing_loss(brain.paint(memory[:painted], bare["painted"]), seen, torch.full_like(seen, 255), changed=0.5)
             loss, report["painting_mse"] = loss + cost, error
-        if brain.config.values:
-            far = torch.as_tensor(oracle.oracle_steps(world), device=self.device)
-            true, worth = torch.where(far < 0, 0.0, DISCOUNT ** far.float()), brain.judge(memory)
+        if "worth" in bare:
+            true, worth = bare["worth"], brain.judge(memory)
             better = (true - true.roll(1)).sign()
-            preferred = F.softplus(-10 * better * (worth - worth.roll(1)))[better != 0].sum() / self.bare
+            preferred = (F.softplus(-10 * better * (worth - worth.roll(1))) * (better != 0)).sum() / self.bare
             value = F.mse_loss(worth, true)
             loss = loss + value + 0.1 * preferred
             report["value_mse"] = value.detach()
 
-        # plain pictures of walled rooms: one look, many skills
-        world = self._plain_rooms(self.plain, step)
-        pictures = Scene(world, self.size, 0).draw()
+        plain = made["plain"]
+        pictures = plain["pictures"]
         memory = brain.see(pictures)
-        loss = loss + self._look(brain, memory, world, pictures)[0]
-        if brain.config.marks:
-            marks = marks_loss(brain, memory.float(), pictures, corner_ink(world, self.size).to(memory.device))
+        loss = loss + self._look(brain, memory, plain["look"])[0]
+        if "ink" in plain:
+            marks = marks_loss(brain, memory.float(), pictures, plain["ink"])
             loss, report["marks"] = loss + marks, marks.detach()
-        if brain.config.route:
-            points = torch.as_tensor(shortest_way(world)[0], device=self.device).float()
-            gold = torch.as_tensor(world.gold[:, 0], device=self.device).float()
-            way = route_loss(*brain.route(pictures, points[:, 0], gold), points)
+        if "points" in plain:
+            way = route_loss(*brain.route(pictures, plain["points"][:, 0], plain["gold"]), plain["points"])
             loss, report["way"] = loss + way, way.detach()
-            if brain.config.corner:
-                corner = corner_loss(brain.route, world, pictures, generator)
+            if "corners" in plain:
+                corner = corner_loss(brain.route, pictures, *plain["corners"])
                 loss, report["corner"] = loss + corner, corner.detach()
-        requests, replies = [], []
-        for k, skill in enumerate(self._pick("asked", self.asked, step, chance)):
-            task = skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + k))
-            requests.append(self.book.request(skill, task, generator)), replies.append(self.book.reply(skill, task, generator, self.short))
-        if requests:
-            requests, replies = trim(torch.stack(requests, 1)), trim(torch.stack(replies, 1))
-            logits = brain.read(memory, requests, replies[..., :-1])
-            plain_text = self._by_question(logits, replies)
-            loss, report["plain_text"] = loss + 0.75 * requests.shape[1] * plain_text, plain_text.detach()
-        for k, skill in enumerate(self._pick("drawn", self.drawn, step, chance)):
-            rows = slice((k * self.drawn_rooms) % self.plain, (k * self.drawn_rooms) % self.plain + self.drawn_rooms)
-            task = skill.make(Scene(world.take(rows), self.size, (self.seed << 24) + 64 * step + 32 + k))
-            loss = loss + self._teach(brain, memory[rows], skill, task, generator, report)
-        practice = [skill.make(Scene(world, self.size, (self.seed << 24) + 64 * step + 48 + k)) for k, skill in enumerate(self.handy["drawn"])]
-        loss = loss + self._practise(brain, memory, self.handy["drawn"], practice, generator, report)
+        if "requests" in plain:
+            logits = brain.read(memory, plain["requests"], plain["replies"][..., :-1])
+            plain_text = by_question(logits, plain["replies"])
+            loss, report["plain_text"] = loss + 0.75 * plain["requests"].shape[1] * plain_text, plain_text.detach()
+        for asked in plain["drawn"]:
+            rows = slice(asked["start"], asked["start"] + self.drawn_rooms)
+            loss = loss + self._teach(brain, memory[rows], pictures[rows, None], asked, report)
+        loss = loss + self._practise(brain, memory, plain["practice"], report)
 
-        # skills with pictures of their own
-        for group, count, rooms in (("own", self.own, self.own_rooms), ("recalled", self.recalled, self.recalled_rooms)):
-            seen = None
-            for skill in self._pick(group, count, step, chance):
-                task = skill.make(self._scene(skill, rooms, step))
-                own = 0.0
-                if seen is None or not torch.equal(seen, task.canvases):
-                    seen, memory = task.canvases, brain.see(task.canvases)
-                    if task.world is not None:  # the eyes must find things beside lines, too
-                        own = 0.1 * self._look(brain, memory, task.world, task.canvases[:, -1], scenery=10.0)[0]
-                    if group == "recalled":
-                        practice = [other.make(self._scene(other, rooms, step)) for other in self.handy[group]]
-                        which = [k for k, other in enumerate(practice) if torch.equal(other.canvases, seen)]
-                        own = own + self._practise(brain, memory, [self.handy[group][k] for k in which], [practice[k] for k in which], generator, report)
-                own = own + self._teach(brain, memory, skill, task, generator, report)
-                loss, report[group] = loss + own, report.get(group, 0) + own.detach() / count
-        return loss, self._means(report)
+        for one in made["own"]:
+            own = 0.0
+            if "canvases" in one:
+                canvases, memory = one["canvases"], brain.see(one["canvases"])
+                if "look" in one:
+                    own = 0.1 * self._look(brain, memory, one["look"], scenery=10.0)[0]
+                own = own + self._practise(brain, memory, one.get("practice", []), report)
+            own = own + self._teach(brain, memory, canvases, one, report)
+            loss, report[one["group"]] = loss + own, report.get(one["group"], 0) + own.detach() / one["count"]
+        return loss, means(report)
 
 # %% ../../nbs/skills/raising.ipynb #230a397c
 def teach_glance(
@@ -486,17 +556,23 @@ def teach_glance(
     progress: bool = True,
 ) -> list[float]:  # the loss of each step
     """Teach only the second, closer look of a brain, on fresh rooms. Changes `brain.glance` in place."""
-    device, size, losses = str(brain.registers.device), brain.config.size, []
-    place, half = None if device == "cpu" else device, rooms // 2
-    generator = torch.Generator(device).manual_seed(seed)
+    device, size, losses, half = str(brain.registers.device), brain.config.size, [], rooms // 2
     optimizer = torch.optim.AdamW(brain.glance.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+
+    def make(step: int) -> list:
+        generator, made = torch.Generator().manual_seed((seed << 32) + step), []
+        for world in (levels.bare(seed, half, first=step * half), levels.walls(seed, half, first=step * half, max_gold=1)):
+            there = geometry_targets(world, brain.config.grid)
+            places = there.pose[:, [0, 1, 4, 5]] + torch.randn(half, 4, generator=generator) * rough / size
+            made.append((crossed(Scene(world, size, (seed << 24) + step)), places.unflatten(1, (2, 2)), vars(there)))
+        return made
+
+    ahead = Ahead(make, device)
     for step in tqdm(range(steps), desc="a closer look", mininterval=10, ascii=True, disable=not progress):
         loss = 0.0
-        for world in (levels.bare(seed, half, first=step * half, device=place), levels.walls(seed, half, first=step * half, max_gold=1, device=place)):
-            there = geometry_targets(world, brain.config.grid, device)
-            places = there.pose[:, [0, 1, 4, 5]] + torch.randn(half, 4, generator=generator, device=device) * rough / size
-            loss = loss + glance_loss(brain.glance(crossed(Scene(world, size, (seed << 24) + step)), places.unflatten(1, (2, 2))), there, brain.config.grid)
+        for pictures, places, there in ahead(step):
+            loss = loss + glance_loss(brain.glance(pictures, places), GeometryTargets(**there), brain.config.grid)
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
     return losses
@@ -513,20 +589,28 @@ def teach_route(
 ) -> list[float]:  # the loss of each step
     """Teach only where the shortest way turns, on fresh rooms. Changes `brain.route` in place."""
     device, losses = str(brain.registers.device), []
-    generator = torch.Generator(device).manual_seed(seed)
     taught = [p for name, p in brain.route.named_parameters() if name.startswith("corner_") or not closer_only]
     optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
-    place = None if device == "cpu" else device
-    for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
-        loss = 0.0
+
+    def make(step: int) -> dict:
+        made = {}
         if not closer_only:
-            world, points = ways(seed, rooms, step, place)
-            gold = torch.as_tensor(world.gold[:, 0]).float()
-            loss = route_loss(*brain.route(torch.as_tensor(draw(world, brain.config.size)), points[:, 0], gold), points, STRAIGHT)
+            world, points = ways(seed, rooms, step)
+            made["way"] = torch.as_tensor(draw(world, brain.config.size)), torch.as_tensor(world.gold[:, 0]).float(), points
         if brain.config.corner:
-            world = levels.walls(seed, rooms, first=step * rooms, max_gold=1, device=place)
-            loss = loss + corner_loss(brain.route, world, torch.as_tensor(draw(world, brain.config.size)), generator)
+            world = levels.walls(seed, rooms, first=step * rooms, max_gold=1)
+            made["corner"] = torch.as_tensor(draw(world, brain.config.size)), *turning_points(world, brain.config.size, torch.Generator().manual_seed((seed << 32) + step))
+        return made
+
+    ahead = Ahead(make, device)
+    for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
+        loss, made = 0.0, ahead(step)
+        if "way" in made:
+            pictures, gold, points = made["way"]
+            loss = route_loss(*brain.route(pictures, points[:, 0], gold), points, STRAIGHT)
+        if "corner" in made:
+            loss = loss + corner_loss(brain.route, *made["corner"])
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
     return losses
@@ -612,16 +696,16 @@ def fit_hand(
     device, size = str(brain.registers.device), brain.config.size
     book, scale = Phrasebook(skills, brain.words, device=device), (2 * brain.config.width) ** 0.5
     meant, change, errors = [], [], {}
-    for skill in tqdm([skill for skill in skills if tells_hand(skill, size, device)], desc="the hand", mininterval=10, ascii=True, disable=not progress):
+    for skill in tqdm([skill for skill in skills if tells_hand(skill, size)], desc="the hand", mininterval=10, ascii=True, disable=not progress):
         known, tasks = [], []
         for first in range(0, rooms, batch):
-            tasks.append(skill.make(skill.scene(seed, batch, first=first, size=size, device=device)))
-            known.append(brain.knows(brain.see(tasks[-1].canvases)))
+            tasks.append(skill.make(skill.scene(seed, batch, first=first, size=size)))
+            known.append(brain.knows(brain.see(tasks[-1].canvases.to(device))).cpu())
         known, variant, sure = torch.cat(known), torch.cat([task.variant for task in tasks]), torch.cat([task.sure for task in tasks])
         off = []
         for number, table in enumerate(book.prompts[skill.name]):
             heard = brain.understand(table).mean(0)
-            now = brain.hand(heard).view(HAND, -1) / scale
+            now = brain.hand(heard).view(HAND, -1).cpu() / scale
             new = now.clone()
             for does, told in ((slice(0, 6), "moved"), (slice(6, HAND), "pen")):
                 if getattr(tasks[0], told) is None:
@@ -630,7 +714,7 @@ def fit_hand(
                 rows = sure & (variant == number) & ~should.isnan().any(-1)
                 new[does] = least_absolute(known[rows], should[rows], now[does]).to(new)
                 off.append(torch.stack([(known[rows] @ weights[does].T - should[rows]).abs().amax(1) for weights in (now, new)]))
-            meant.append(heard), change.append((scale * (new - now)).flatten())
+            meant.append(heard), change.append((scale * (new - now)).flatten().to(device))
         errors[skill.name] = tuple((size * torch.cat(off, 1).median(1).values).tolist())
     if meant:  # orthonormal rows: each meaning changes alone
         brain.hand.weight += (torch.linalg.pinv(torch.stack(meant)) @ torch.stack(change)).T
@@ -647,13 +731,13 @@ class _Seen:
         self.gist, self.found, self.asked = [], [], {}
         with torch.no_grad():
             for part in canvases:
-                memory = brain.see(part)
+                memory = brain.see(part.to(brain.registers.device))
                 self.gist.append(brain.gist(memory)), self.found.append(brain.finds(memory))
         self.gist, self.found = torch.cat(self.gist), None if self.found[0] is None else torch.cat(self.found)
 
     def ask(self, skill: Skill, tasks: list[Task]) -> None:
         """What is asked about these rooms, and what is right."""
-        self.asked[skill.name] = torch.cat([task.variant for task in tasks]), torch.cat([task.right for task in tasks])
+        self.asked[skill.name] = tuple(torch.cat([getattr(task, what) for task in tasks]).to(self.gist.device) for what in ("variant", "right"))
 
 
 @dataclass
@@ -688,26 +772,25 @@ class ReaderLesson:
 
     def look(self) -> None:
         """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
-        place = None if self.device == "cpu" else self.device
         weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
         progress = tqdm(desc="looking", unit="rooms", mininterval=10, ascii=True, disable=not self.progress)
         plain = []
         for skill in self.spoken:
-            scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size, device=self.device) for first in range(0, n, self.batch)]  # noqa: E731, B023
+            scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size) for first in range(0, n, self.batch)]  # noqa: E731, B023
             lacks = weights.get(skill.name, 1.0) > min(weights.values(), default=0.0) + 0.004
-            if sees_plain_rooms(skill, self.seed, self.size, self.device):
+            if sees_plain_rooms(skill, self.seed, self.size):
                 plain.append(skill)
                 continue
             tasks = [skill.make(scene) for scene in scenes(self.rooms if lacks else self.rooms // 5)]
             self._note(_Seen(self.brain, [task.canvases for task in tasks]), {skill: tasks}, progress)
         starts = range(0, self.rooms, self.batch)
-        worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1, device=place) for first in starts]
+        worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1) for first in starts]
         tasks = {skill: [skill.make(Scene(world, self.size, (self.seed << 24) + 64 * first + k)) for first, world in zip(starts, worlds)] for k, skill in enumerate(plain)}
         self.plain = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
         self._note(self.plain, tasks, progress)
-        worlds = [levels.bare(self.seed, min(self.batch, self.rooms // 5 - first), first=first, device=place) for first in range(0, self.rooms // 5, self.batch)]
+        worlds = [levels.bare(self.seed, min(self.batch, self.rooms // 5 - first), first=first) for first in range(0, self.rooms // 5, self.batch)]
         self.bare = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
-        self.truths = torch.cat([self.bank.truths(facts.read(world)) for world in worlds])
+        self.truths = torch.cat([QuestionBank(self.brain.words).truths(facts.read(world)) for world in worlds]).to(self.device)
         progress.close()
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
 
@@ -743,10 +826,10 @@ class ReaderLesson:
             task = Task(gist, variant, right)
             request, reply = trim(self.book.request(skill, task, generator))[:, None], trim(self.book.reply(skill, task, generator, self.short))[:, None]
             logits = brain.read(gist, request, reply[..., :-1], told=brain.told(None, found))
-            report["said"].append(RaiseLesson._by_question(logits, reply))
+            report["said"].append(by_question(logits, reply))
         rows, gist, found = self._rows(self.bare, self.each // 2, generator)
         request, reply, _ = self.bank.ask(self.truths[rows], 3, generator, short=self.short)
-        bare = RaiseLesson._by_question(brain.read(gist, request, trim(reply)[..., :-1], told=brain.told(None, found)), trim(reply))
+        bare = by_question(brain.read(gist, request, trim(reply)[..., :-1], told=brain.told(None, found)), trim(reply))
         loss = torch.stack(report["said"]).sum() + bare
         for k in chance.choice(len(self.drawn), min(2, len(self.drawn)), replace=False) if self.drawn else ():
             skill = self.drawn[k]
@@ -761,4 +844,4 @@ class ReaderLesson:
             loss = loss + self.kept * stays
             report.setdefault("stays", []).append(stays.detach())
         report["said"] = [part.detach() for part in report["said"]]
-        return loss, RaiseLesson._means(report | {"bare_text": bare.detach()})
+        return loss, means(report | {"bare_text": bare.detach()})

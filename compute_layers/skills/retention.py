@@ -19,7 +19,8 @@ from ..brain.words import tidy
 from ..game import levels
 from .ledger import say, sketch, zero_right
 from .lessons import wilson_interval
-from .raising import RaiseLesson, trim
+from ..lab.ahead import pack, unpack
+from .raising import RaiseLesson, means, trim
 from .skill import SKILLS, Scene, Skill, Task
 
 Lesson = Callable[[Brain, int], tuple[Tensor, dict]]  # as `lab.train` takes them
@@ -54,28 +55,29 @@ class FamilyLesson(RaiseLesson):
     ) -> tuple[Tensor, dict]:  # the loss, and what to log
         """The loss of one step: the mean over its answers, plus the mean over its drawings, plus geometry."""
         chance = np.random.default_rng((self.seed, step))
-        generator = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
-        report, loss = {}, 0.0
+        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        on = lambda tree: unpack(*((layout := pack(tree))[0], layout[1].to(self.device)))  # noqa: E731
+        report, loss, self.config = {}, 0.0, brain.config
         looks: list[tuple[Task, Tensor, list, list]] = []  # what was looked at, its memory, requests and replies
         for skill in self._pick("family", self.asked, step, chance):
             for task in self._tasks(skill, step):
                 look = next((look for look in looks if torch.equal(look[0].canvases, task.canvases)), None)
                 if look is None:
-                    looks.append(look := (task, brain.see(task.canvases), [], []))
+                    looks.append(look := (task, brain.see(task.canvases.to(self.device)), [], []))
                 if skill.answers:
                     look[2].append(self.book.request(skill, task, generator)), look[3].append(self.book.reply(skill, task, generator))
                 else:
-                    loss = loss + self._teach(brain, look[1], skill, task, generator, report) / min(self.asked, len(self.skills))
-        spoken = [(memory, trim(torch.stack(requests, 1)), trim(torch.stack(replies, 1))) for _, memory, requests, replies in looks if requests]
+                    loss = loss + self._teach(brain, look[1], look[0].canvases.to(self.device), on(self._asked(skill, task, generator)), report) / min(self.asked, len(self.skills))
+        spoken = [(memory, trim(torch.stack(requests, 1)).to(self.device), trim(torch.stack(replies, 1)).to(self.device)) for _, memory, requests, replies in looks if requests]
         for memory, requests, replies in spoken:
             logits = brain.read(memory, requests, replies[..., :-1])
             share = requests.shape[1] / sum(r.shape[1] for _, r, _ in spoken)
             loss = loss + share * F.cross_entropy(logits.flatten(0, 2), replies.flatten(), ignore_index=0)
         for task, memory, _, _ in looks if self.geometry else ():
             if task.world is not None:
-                where, _ = self._look(brain, memory, task.world, task.canvases[:, -1])
+                where, _ = self._look(brain, memory, on(self._targets(task.world, task.canvases[:, -1])))
                 loss = loss + self.geometry * where / len(looks)
-        return loss, {**self._means(report), "family": loss.detach()}
+        return loss, {**means(report), "family": loss.detach()}
 
 # %% ../../nbs/skills/retention.ipynb #d5a0594f
 class MixedLesson:
@@ -283,24 +285,24 @@ def _ask_one(
     brain: Brain, skill: Skill, prompt: str, n: int, seed: int, batch: int, most: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:  # (N,) bool, and for each room which of the answers (or the copy) are right
     """One request in up to n rooms that want it and whose pictures decide it."""
-    variant, device = _variant_of(skill, prompt), brain.registers.device
+    variant = _variant_of(skill, prompt)
     right, trivial, found = [], [], 0
     for first in range(0, most * n, batch):
-        task = skill.make(skill.scene(seed, batch, first=first, size=brain.config.size, device=device))
+        task = skill.make(skill.scene(seed, batch, first=first, size=brain.config.size))
         wanted = task.sure if variant is None else task.sure & (task.variant == variant)
         rows = wanted.nonzero()[:, 0][: n - found]
         if not len(rows):
             continue
         part = _rows_of(task, rows)
-        asked = brain.words.prompts([prompt], device=device).expand(len(rows), -1)
+        asked = brain.words.prompts([prompt]).expand(len(rows), -1)
         if skill.answers:
             right.append(skill.judge_words(part, say(brain, part, asked)))
             trivial.append(zero_right(skill, part))
         else:
-            drawn = task.canvases[:, -1].cpu().numpy().copy()
-            trivial.append(zero_right(skill, task)[rows.cpu().numpy()])
-            drawn[rows.cpu().numpy()] = sketch(brain, part, asked)
-            right.append(skill.judge_drawing(task, drawn)[rows.cpu().numpy()])
+            drawn = task.canvases[:, -1].numpy().copy()
+            trivial.append(zero_right(skill, task)[rows.numpy()])
+            drawn[rows.numpy()] = sketch(brain, part, asked)
+            right.append(skill.judge_drawing(task, drawn)[rows.numpy()])
         found += len(rows)
         if found >= n:
             break
@@ -361,7 +363,7 @@ def examine_pairs(
 
 def _fits(brain: Brain, skill: Skill, seed: int) -> bool:
     """Has the brain the canvases, and for drawings the gate, that a skill needs?"""
-    canvases = skill.make(skill.scene(seed, 2, size=brain.config.size, device=brain.registers.device)).canvases.shape[1]
+    canvases = skill.make(skill.scene(seed, 2, size=brain.config.size)).canvases.shape[1]
     return canvases <= brain.config.canvases and (bool(skill.answers) or brain.config.edits)
 
 

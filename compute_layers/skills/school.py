@@ -205,7 +205,7 @@ class School:
             due = step - step % every
             if due and due not in examined and step < self.steps:
                 examined.add(due)
-                scores = examine_skills(self.brain, [skill for skill in self.skills if skill.answers or not self.only], n=self.chosen.quick * (4 if self.only else 1), seed=levels.HELD_OUT_SEED + 1, progress=False)
+                scores = examine_skills(self.brain, [skill for skill in self.skills if skill.answers or not self.only], n=self.chosen.quick * (4 if self.only else 1), seed=levels.HELD_OUT_SEED + 1, progress=False, workers=1 if self.device == "cpu" else usable_cores())
                 lesson.needs.append((step, weights_by_need(scores, self.floor)))
                 needs_file.write_text(json.dumps(lesson.needs))
                 self.history.append((str(step), scores))
@@ -282,12 +282,12 @@ class School:
     ):
         """One room of each skill: what was seen last and asked, and what was said or drawn. Returns the matplotlib figure."""
         pictures, titles = [], []
-        book = Phrasebook(self.skills, self.brain.words, held_out=True, device=self.device)
+        book = Phrasebook(self.skills, self.brain.words, held_out=True)
         for skill in self.skills[:: max(1, len(self.skills) // count)][:count]:
-            task = skill.make(skill.scene(seed, 1, size=self.size, device=self.device))
-            request = book.request(skill, task, torch.Generator(self.device).manual_seed(0))
+            task = skill.make(skill.scene(seed, 1, size=self.size))
+            request = book.request(skill, task, torch.Generator().manual_seed(0))
             asked = self.brain.words.decode(request[:, :-1])[0]
-            pictures.append(task.canvases[0, -1].cpu().numpy())
+            pictures.append(task.canvases[0, -1].numpy())
             if skill.answers:
                 said = say(self.brain, task, request)
                 titles.append(f"{asked[:28]}\n{asked[28:56]}\n{'✓' if skill.judge_words(task, said)[0] else '✗'} {said[0][:28]}")
