@@ -32,7 +32,8 @@ from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'Phrasebook', 'trim', 'drawing_loss',
            'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points', 'corner_loss',
            'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'by_question', 'means', 'RaiseLesson',
-           'teach_glance', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'ReaderLesson']
+           'teach_glance', 'WayLesson', 'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand',
+           'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -578,39 +579,78 @@ def teach_glance(
     return losses
 
 # %% ../../nbs/skills/raising.ipynb #7092abf2
+@dataclass
+class WayLesson:
+    """Only where the shortest way turns, on fresh rooms, half of them with a bent way, as a loss function for `lab.train`."""
+
+    size: int = 64  # of the pictures
+    rooms: int = 96  # looked at in each step
+    closer_only: bool = False  # teach the closer look alone: where the way turns is known roughly already
+    seed: int = 0  # below `levels.HELD_OUT_SEED`
+    device: str = "cpu"  # where the brain lives
+    workers: int = -1  # processes that make steps ahead, see `lab.ahead.Ahead`
+
+    def __post_init__(self):
+        self._ahead = Ahead(self.make, self.device, self.workers)
+
+    def make(self, step: int) -> dict:
+        """Rooms and their ways, on the CPU."""
+        made = {}
+        if not self.closer_only:
+            world, points = ways(self.seed, self.rooms, step)
+            made["way"] = torch.as_tensor(draw(world, self.size)), torch.as_tensor(world.gold[:, 0]).float(), points
+        world = levels.walls(self.seed, self.rooms, first=step * self.rooms, max_gold=1)
+        made["corner"] = torch.as_tensor(draw(world, self.size)), *turning_points(world, self.size, torch.Generator().manual_seed((self.seed << 32) + step))
+        return made
+
+    def __call__(
+        self,
+        brain: Brain,
+        step: int,
+    ) -> tuple[Tensor, dict]:  # the loss, and what to log
+        """The loss of one step, and in how many of the bent ways every turn is seen in its cell."""
+        made, loss, report = self._ahead(step), 0.0, {}
+        if "way" in made:
+            pictures, gold, points = made["way"]
+            logits, places = brain.route(pictures, points[:, 0], gold)
+            loss = report["way"] = route_loss(logits, places, points, STRAIGHT)
+            report["turns_right"] = turns_right(logits, points)
+        if brain.config.corner:
+            report["corner"] = corner_loss(brain.route, *made["corner"])
+            loss = loss + report["corner"]
+        return loss, {name: value.detach() for name, value in report.items()}
+
+
+def turns_right(
+    logits: Tensor,  # (B, BENDS, cells + 1) from `brain.model.Route`
+    points: Tensor,  # (B, P, 2) of the shortest way
+) -> Tensor:  # a share
+    """In how many of the rooms with a bent way all turns are seen within a cell of where they are."""
+    side, known = math.isqrt(logits.shape[-1]), points[..., 0].isfinite().sum(1)
+    bent, best = (known > 2) & (known <= 2 + BENDS), logits.argmax(-1)
+    there = known[:, None] > torch.arange(2, 2 + BENDS, device=points.device)
+    cell = (points[:, 1 : 1 + BENDS].nan_to_num() * side).floor().clamp(0, side - 1)
+    near = (torch.stack([best % side, best // side], -1) - cell).abs().amax(-1) <= 1
+    right = torch.where(there, near & (best < side**2), best == side**2).all(1)
+    return (right & bent).sum() / bent.sum().clamp(min=1)
+
+
 def teach_route(
     brain: Brain,  # one with a route
     steps: int = 4500,
     rooms: int = 96,  # looked at in each step
     lr: float = 4e-3,  # falls to zero
     seed: int = 0,  # below `levels.HELD_OUT_SEED`
-    closer_only: bool = False,  # teach the closer look alone: where the way turns is known roughly already
+    closer_only: bool = False,  # see `WayLesson`
     progress: bool = True,
 ) -> list[float]:  # the loss of each step
-    """Teach only where the shortest way turns, on fresh rooms. Changes `brain.route` in place."""
-    device, losses = str(brain.registers.device), []
+    """Teach only where the shortest way turns, see `WayLesson`. Changes `brain.route` in place."""
+    lesson, losses = WayLesson(brain.config.size, rooms, closer_only, seed, str(brain.registers.device)), []
     taught = [p for name, p in brain.route.named_parameters() if name.startswith("corner_") or not closer_only]
     optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
-
-    def make(step: int) -> dict:
-        made = {}
-        if not closer_only:
-            world, points = ways(seed, rooms, step)
-            made["way"] = torch.as_tensor(draw(world, brain.config.size)), torch.as_tensor(world.gold[:, 0]).float(), points
-        if brain.config.corner:
-            world = levels.walls(seed, rooms, first=step * rooms, max_gold=1)
-            made["corner"] = torch.as_tensor(draw(world, brain.config.size)), *turning_points(world, brain.config.size, torch.Generator().manual_seed((seed << 32) + step))
-        return made
-
-    ahead = Ahead(make, device)
     for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
-        loss, made = 0.0, ahead(step)
-        if "way" in made:
-            pictures, gold, points = made["way"]
-            loss = route_loss(*brain.route(pictures, points[:, 0], gold), points, STRAIGHT)
-        if "corner" in made:
-            loss = loss + corner_loss(brain.route, *made["corner"])
+        loss, _ = lesson(brain, step)
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
     return losses

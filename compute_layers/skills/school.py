@@ -24,7 +24,7 @@ from ..lab.weights import LEDGER_FILE, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import READER, Phrasebook, RaiseLesson, ReaderLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
+from .raising import READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -139,7 +139,7 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
-    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "": everything
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "way": where ways turn, see `raising.WayLesson`; "": everything
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -150,8 +150,8 @@ class School:
             raise ValueError("there is nothing to teach: no skills were given")
         if not 0 <= self.keep < 1:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
-        if self.only not in ("", "reader"):
-            raise ValueError(f'only must be "reader", or "" for everything, got {self.only!r}')
+        if self.only not in ("", "reader", "way"):
+            raise ValueError(f'only must be "reader" or "way", or "" for everything, got {self.only!r}')
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
@@ -174,12 +174,16 @@ class School:
         known = brains.load(self.init).state_dict() if self.keep and self.init != "none" else {}  # what is new in a grown brain has no past
         self.first = {name: tensor.clone() for name, tensor in self.brain.state_dict().items() if name in known or (self.only and self.keep)}
 
-    def lesson(self) -> RaiseLesson | ReaderLesson:
+    def lesson(self) -> RaiseLesson | ReaderLesson | WayLesson:
         """The lesson, in proportion to the number of plain rooms."""
         if self.only == "reader":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.partition(".")[0] in READER)
             return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), each=max(4, round(4 / 3 * self.plain)), seed=self.seed, needs=self._needs())
+        if self.only == "way":
+            for name, parameter in self.brain.named_parameters():
+                parameter.requires_grad_(name.startswith("route."))
+            return WayLesson(self.size, 4 * self.plain, seed=self.seed, device=self.device)
         part = lambda share, least: max(least, round(self.plain * share))  # noqa: E731
         return RaiseLesson(
             self.brain.words, skills=self.skills, seed=self.seed, size=self.size, device=self.device,
@@ -195,15 +199,16 @@ class School:
         if not self.steps:
             return self.rows
         lesson, needs_file = self.lesson(), self.run.path("needs.json")
-        lesson.needs = self._needs()
+        if self.only != "way":
+            lesson.needs = self._needs()
         if self.run.resumed and needs_file.is_file():  # a resumed run asks what the unbroken one would have asked
             lesson.needs = [tuple(row) for row in json.loads(needs_file.read_text())]
-        every, examined = self.chosen.examine * (2 if self.only else 1), {start for start, _ in lesson.needs}
+        every, examined = self.chosen.examine * (2 if self.only else 1), {start for start, _ in getattr(lesson, "needs", ())}
 
         def look_in(row: dict) -> None:
             step = row["step"] + 1
             due = step - step % every
-            if due and due not in examined and step < self.steps:
+            if due and due not in examined and step < self.steps and self.only != "way":
                 examined.add(due)
                 scores = examine_skills(self.brain, [skill for skill in self.skills if skill.answers or not self.only], n=self.chosen.quick * (4 if self.only else 1), seed=levels.HELD_OUT_SEED + 1, progress=False, workers=1 if self.device == "cpu" else usable_cores())
                 lesson.needs.append((step, weights_by_need(scores, self.floor)))
@@ -262,7 +267,7 @@ class School:
         if not self.rows:
             return None
         figure, axes = plt.subplots(1, 3, figsize=(13, 3))
-        for name in ("bare_text", "plain_text", "said", "stays", "own", "recalled", "where", "scenery", "glance", "marks", "hand", "drawing_mse", "painting_mse", "value_mse"):
+        for name in ("bare_text", "plain_text", "said", "stays", "own", "recalled", "where", "scenery", "glance", "way", "turns_right", "corner", "marks", "hand", "drawing_mse", "painting_mse", "value_mse"):
             seen = [row for row in self.rows if name in row]
             axes[0].plot([row["step"] for row in seen], [row[name] for row in seen], label=name)
         axes[0].set_yscale("log"), axes[0].set_title("parts of the loss"), axes[0].legend(fontsize=6)
