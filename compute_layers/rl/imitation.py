@@ -67,6 +67,7 @@ def imitate(
     """Train, and give a row now and then: frames, CPU seconds, loss, agreement with the oracle, success of the student's rooms."""
     if game.n != config.rooms:
         raise ValueError(f"the game has {game.n} rooms, the config wants {config.rooms}")
+    started = time.monotonic()
     rng, device = np.random.default_rng(seed), next(policy.parameters()).device
     dice = torch.Generator(device).manual_seed(seed)
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -76,7 +77,7 @@ def imitate(
     surely = np.arange(config.rooms) < round(config.greedy * config.student * config.rooms)
     seen_actions = np.ones(len(ACTIONS))  # how often each was right
     losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
-    rooms, started = getattr(game, "rooms", game), time.monotonic()
+    rooms = getattr(game, "rooms", game)
     for step in range(steps):
         gone = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0  # the share of the time that is over
         last = gone >= 1 or step + 1 == steps

@@ -282,20 +282,19 @@ def ppo(
 
     Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning`.
     """
-    learner = Learner(policy, game, seed, config.lr, config.adam_eps)
+    began, learner = time.monotonic(), Learner(policy, game, seed, config.lr, config.adam_eps)
     if resume and checkpoints is not None:
         learner.resume(checkpoints, config)
     rollout = Rollout.allocate(config.steps, game.observe(), learner.device)
     watchman, per_update = Watchman(game.actions), config.steps * game.n
     updates = max(1, config.frames // per_update)
     order = torch.Generator().manual_seed(seed)
-    began = time.monotonic()
 
     def gone() -> float:
         """The share of the run that is over: of its updates, or of its time where there is less of that."""
         return max(learner.updates / updates, (time.monotonic() - began) / (60 * minutes) if minutes else 0.0)
 
-    left = 1.0 - gone()
+    left = 1.0 - learner.updates / updates  # one update is made however short the time
     while left > 0:
         order.manual_seed(seed * 1_000_003 + learner.updates)  # the order of an update depends on its number only: resumed or not
         lr = config.lr * (left if config.anneal else 1.0)
