@@ -14,7 +14,7 @@ from compute_layers.rl.curriculum import Ladder, Lessons, Replay
 from compute_layers.rl.evaluate import film, interquartile_mean, median_room, play, save_film
 from compute_layers.rl.eyes import Eyes, Through
 from compute_layers.rl.grpo import GRPOConfig, grpo
-from compute_layers.rl.imitation import ImitationConfig, imitate
+from compute_layers.rl.imitation import ImitationConfig, imitate, right_actions
 from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
 from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
 from compute_layers.rl.preferences import Taste, film_pairs, optimise
@@ -69,6 +69,41 @@ def test_gold_on_the_last_step_is_an_end_and_not_a_time_out():
     rooms.world.gold[0, 0] = rooms.world.agent[0] + 0.07 * np.array([np.cos(rooms.world.heading[0]), np.sin(rooms.world.heading[0])])
     outcome = rooms.step(np.array([1]))
     assert outcome.terminated[0] and not outcome.truncated[0] and outcome.rewards[0] == 1 and not len(outcome.cut)
+
+
+@pytest.mark.parametrize("obs", ["state", "sight", "ego", "top"])
+def test_the_number_of_threads_changes_nothing(obs):
+    alone, shared = (Lessons(17, Ladder(), "walls_two_gold", 3, obs, 16, threads) for threads in (1, 4))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        actions = rng.integers(0, 5, 17)
+        for one, other in zip(alone.step(actions), shared.step(actions)):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(alone.observe(), shared.observe())
+    np.testing.assert_array_equal(right_actions(alone), right_actions(shared))
+    assert Rooms(2, threads=8).step(np.zeros(2)).rewards.shape == (2,)  # more threads than rooms
+
+
+def test_a_run_ends_by_the_clock_with_a_learning_rate_that_has_fallen():
+    torch.manual_seed(0)
+    rows = list(ppo(Rooms(16), Policy(PolicyConfig()), PPOConfig(frames=10**9, minibatch=256), minutes=0.02))
+    assert len(rows) > 1 and rows[-1]["frames"] < 10**9 and rows[-1]["lr"] < rows[0]["lr"]
+    assert len(list(ppo(Rooms(16), Policy(PolicyConfig()), PPOConfig(frames=10**9, minibatch=256), minutes=1e-9))) == 1
+    *_, row = imitate(Rooms(16), Policy(PolicyConfig()), ImitationConfig(frames=10**9, rooms=16), minutes=0.02)
+    assert row["frames"] < 10**9
+
+
+def test_nothing_is_learned_where_nothing_can_be_done():
+    """Gold behind a wall without a way: the oracle stands still, and a student that learned from it would, too."""
+    world = STAGES["near"].rooms(0, 4)
+    world.walls[:, 0] = (0.0, 0.0, 1.0, 1.0, 0.0)  # all wall
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig())
+    before = [p.clone() for p in policy.parameters()]
+    rooms = Rooms(4, worlds=lambda k: world.take(slice(0, k)))
+    assert not right_actions(rooms).any()
+    list(imitate(rooms, policy, ImitationConfig(frames=8, rooms=4, student=0.0, only_hope=True)))
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
 
 
 def test_no_room_is_played_twice_and_none_is_of_the_examination():

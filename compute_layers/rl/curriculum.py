@@ -72,6 +72,7 @@ class Lessons(Rooms):
         seed: int = 0,
         obs: str = "sight",
         size: int = 64,
+        threads: int = 1,  # as in `Rooms`
     ):
         self.syllabus = syllabus
         self.lesson, self.level = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -81,7 +82,7 @@ class Lessons(Rooms):
         longest = max(lesson.steps for lesson in syllabus.stages)
         if longest > stage_of(stage).steps:
             raise ValueError(f"a lesson of {longest} steps does not fit into stage {stage_of(stage).name!r} of {stage_of(stage).steps}")
-        super().__init__(n, stage, seed, obs, size)
+        super().__init__(n, stage, seed, obs, size, threads=threads)
 
     def start(self, chosen: np.ndarray) -> None:
         """A new episode in the chosen rooms, each as the syllabus says."""

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..game import oracle
-from ..game.world import ACTIONS, FORWARD
+from ..game.world import ACTIONS, FORWARD, NOOP
 from .rollout import Act, Rooms, sample
 
 # %% auto #0
-__all__ = ['ImitationConfig', 'imitate']
+__all__ = ['ImitationConfig', 'right_actions', 'imitate']
 
 # %% ../../nbs/rl/imitation.ipynb #60a2f57f
 @dataclass(frozen=True)
@@ -35,11 +35,25 @@ class ImitationConfig:
     lr: float = 2e-3  # of Adam, falling linearly to 0
     value_weight: float = 0.0  # the value learns the discounted return of what is played; DAgger then PPO starts with it
     gamma: float = 0.99
+    only_hope: bool = False  # nothing is learned where the oracle does nothing, since nothing can be done: some rooms with walls
 
     def __post_init__(self):
         for name in ("student", "greedy", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+
+
+def right_actions(
+    rooms: Rooms,
+) -> np.ndarray:  # (n,) int64
+    """What the oracle would do now, asked by as many threads as the rooms have."""
+    answer = np.empty(rooms.n, np.int64)
+
+    def ask(rows: slice) -> None:
+        answer[rows] = oracle.act(rooms.world.take(rows))
+
+    rooms.each(ask)
+    return answer
 
 
 def imitate(
@@ -48,10 +62,12 @@ def imitate(
     config: ImitationConfig = ImitationConfig(),
     seed: int = 0,  # of the actions
     every: int = 50,  # gradient steps a row
+    minutes: float = 0.0,  # of the clock on the wall, then it ends, well annealed; 0: no limit. Such a run can't be repeated to the digit
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row now and then: frames, CPU seconds, loss, agreement with the oracle, success of the student's rooms."""
     if game.n != config.rooms:
         raise ValueError(f"the game has {game.n} rooms, the config wants {config.rooms}")
+    started = time.monotonic()
     rng, device = np.random.default_rng(seed), next(policy.parameters()).device
     dice = torch.Generator(device).manual_seed(seed)
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -63,15 +79,17 @@ def imitate(
     losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
     rooms = getattr(game, "rooms", game)
     for step in range(steps):
+        gone = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0  # the share of the time that is over
+        last = gone >= 1 or step + 1 == steps
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / steps)
-        right = oracle.act(rooms.world)
+            group["lr"] = config.lr * max(0.0, 1 - max(step / steps, gone))
+        right = right_actions(rooms)
         seen = torch.from_numpy(game.observe()).to(device)
         label = torch.from_numpy(right).to(device)
         logits, values = policy(seen)
         np.add.at(seen_actions, right, 1)
         weight = torch.from_numpy((seen_actions.sum() / seen_actions)).float().to(device) if config.balance else None
-        loss = F.cross_entropy(logits, label, weight)
+        loss = F.cross_entropy(logits, label, weight, ignore_index=NOOP if config.only_hope else -100)
         if config.value_weight:
             # the oracle's remaining steps say what the state is worth when played well
             left = oracle.oracle_steps(rooms.world, rooms.stage.steps)
@@ -91,7 +109,7 @@ def imitate(
         outcome = game.step(actions)
         done = (outcome.terminated | outcome.truncated) & by_student
         wins += outcome.terminated[done].tolist()
-        if (step + 1) % every == 0 or step + 1 == steps:
+        if (step + 1) % every == 0 or last:
             now = time.process_time()
             spent, began = spent + now - began, now
             row = {"frames": (step + 1) * config.rooms, "seconds": spent, "loss": float(torch.stack(losses).mean()),
@@ -99,3 +117,5 @@ def imitate(
             row |= {"success": float(np.mean(wins))} if wins else {}
             losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
             yield row
+        if last:
+            break

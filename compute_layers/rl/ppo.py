@@ -276,21 +276,28 @@ def ppo(
     checkpoints: Path | str | None = None,  # a folder; None keeps none
     checkpoint_every: int = 50,  # updates
     resume: bool = False,  # go on from the newest checkpoint
+    minutes: float = 0.0,  # of the clock on the wall, then it ends, well annealed; 0: no limit. Such a run can't be repeated to the digit
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row after each update: frames, CPU seconds, success, return, entropy, KL, losses, warnings.
 
     Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning`.
     """
-    learner = Learner(policy, game, seed, config.lr, config.adam_eps)
+    began, learner = time.monotonic(), Learner(policy, game, seed, config.lr, config.adam_eps)
     if resume and checkpoints is not None:
         learner.resume(checkpoints, config)
     rollout = Rollout.allocate(config.steps, game.observe(), learner.device)
     watchman, per_update = Watchman(game.actions), config.steps * game.n
     updates = max(1, config.frames // per_update)
     order = torch.Generator().manual_seed(seed)
-    while learner.updates < updates:
+
+    def gone() -> float:
+        """The share of the run that is over: of its updates, or of its time where there is less of that."""
+        return max(learner.updates / updates, (time.monotonic() - began) / (60 * minutes) if minutes else 0.0)
+
+    left = 1.0 - learner.updates / updates  # one update is made however short the time
+    while left > 0:
         order.manual_seed(seed * 1_000_003 + learner.updates)  # the order of an update depends on its number only: resumed or not
-        lr = config.lr * (1 - learner.updates / updates if config.anneal else 1.0)
+        lr = config.lr * (left if config.anneal else 1.0)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
         collect(game, policy, rollout, learner.generator, learner.episodes, config.bootstrap)
@@ -302,9 +309,11 @@ def ppo(
         row = {"frames": learner.frames, "seconds": learner.tick(), "lr": lr, **learner.episodes.take(), **report, **heard,
                "explained_variance": explained_variance(batch.values, batch.returns)}
         say_warnings(watchman, row)
-        if checkpoints is not None and (learner.updates % checkpoint_every == 0 or learner.updates == updates):
+        left = 1.0 - gone()
+        if checkpoints is not None and (learner.updates % checkpoint_every == 0 or left <= 0):
             learner.save(checkpoints, config)
         yield row
+        left = 1.0 - gone()  # whoever took the row may have taken time, too
 
 
 def improve(

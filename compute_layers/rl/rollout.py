@@ -5,6 +5,7 @@
 # %% ../../nbs/rl/rollout.ipynb #c678d68d
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Protocol
 
@@ -118,6 +119,7 @@ class Rooms:
         obs: str = "state",  # see `OBSERVATIONS`
         size: int = 64,  # pixels a side of pictures
         worlds: Callable[[int], World] | None = None,  # gives k rooms to start in, instead of the stage's own levels
+        threads: int = 1,  # share the rooms between them; what happens does not depend on their number
     ):
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"n must be a whole number of rooms, at least 1, got {n!r}")
@@ -132,6 +134,9 @@ class Rooms:
         self.frames = np.empty((n if obs in ("ego", "top") else 0, size, 3 * size), np.uint8)
         self.states = np.empty((n if obs == "state" else 0, fast.STATE_SIZE), np.float32)
         self.rewards, self.terminated, self.timed_out = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
+        bounds = np.linspace(0, self.n, min(max(1, int(threads)), self.n) + 1).astype(int).tolist()
+        self._shares = [slice(first, last) for first, last in zip(bounds, bounds[1:])]
+        self._pool = ThreadPoolExecutor(len(self._shares)) if len(self._shares) > 1 else None
         self._zoom, self._nobody = picture.EGO_ZOOM if obs == "ego" else 0.0, np.zeros(n, bool)
         self.start(np.ones(n, bool))
 
@@ -139,6 +144,16 @@ class Rooms:
     def _arrays(self) -> tuple:
         world = self.world
         return world.agent, world.heading, world.gold, world.gold_here, world.walls
+
+    def each(
+        self,
+        work: Callable[[slice], object],  # does it for these rooms, in compiled code that lets other threads run
+    ) -> None:
+        """Have something done for all rooms, each thread its share of them."""
+        if self._pool is None:
+            work(slice(0, self.n))
+        else:
+            list(self._pool.map(work, self._shares))
 
     def start(
         self,
@@ -167,9 +182,10 @@ class Rooms:
             mine[chosen] = getattr(world, name)
 
     def _begin(self, chosen: np.ndarray, given: np.ndarray) -> None:
-        fast.reset_envs(
-            chosen, given, *self._arrays, self.seeds, self.indices, self.stage.rules, self.elapsed, self.frames, self._zoom, True, self.states
-        )
+        self.each(lambda rows: fast.reset_envs(
+            chosen[rows], given[rows], *(array[rows] for array in self._arrays), self.seeds[rows], self.indices[rows], self.stage.rules,
+            self.elapsed[rows], self.frames[rows], self._zoom, True, self.states[rows],
+        ))
 
     def observe(
         self,
@@ -185,10 +201,12 @@ class Rooms:
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Play one step of every room."""
-        fast.step_envs(
-            np.ascontiguousarray(actions, np.int64), self._nobody, *self._arrays, self.seeds, self.indices, self.stage.rules, self.elapsed,
-            self.stage.steps, self.rewards, self.terminated, self.timed_out, self.frames, self._zoom, True, self.states,
-        )
+        actions = np.ascontiguousarray(actions, np.int64)
+        self.each(lambda rows: fast.step_envs(
+            actions[rows], self._nobody[rows], *(array[rows] for array in self._arrays), self.seeds[rows], self.indices[rows], self.stage.rules,
+            self.elapsed[rows], self.stage.steps, self.rewards[rows], self.terminated[rows], self.timed_out[rows], self.frames[rows], self._zoom,
+            True, self.states[rows],
+        ))
         terminated = self.terminated.copy()
         truncated = self.timed_out & ~terminated
         cut = np.flatnonzero(truncated)
