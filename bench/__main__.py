@@ -24,13 +24,14 @@ def main() -> None:
     report = json.loads(path.read_text()) if path.exists() else {}
     for part in chosen.parts or PARTS:
         results, text = importlib.import_module(f"bench.{part}").main(chosen.quick)
-        report[part] = {"date": datetime.date.today().isoformat(), "machine": machine(), "results": results, "text": text}
+        key = part if results.get("device", "cpu") == "cpu" else f"{part} on a GPU"  # a machine without one keeps what was measured on one
+        report[key] = {"date": datetime.date.today().isoformat(), "machine": machine(), "results": results, "text": text}
         print(f"## {PARTS[part]}\n\n{text}")
     if chosen.quick:
         return
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     lines = ["# Speeds", "", "Written by `make bench`. Every figure is a ratio of things measured in turn in one run.", ""]
-    for part, title in PARTS.items():
+    for part, title in [pair for part, title in PARTS.items() for pair in ((part, title), (f"{part} on a GPU", f"{title} on a GPU"))]:
         if part in report:
             about = ", ".join(f"{k}: {v}" for k, v in report[part]["machine"].items())
             lines += [f"## {title}", "", f"*{report[part]['date']}; {about}*", "", report[part]["text"]]

@@ -31,8 +31,11 @@ class _AllTogether(contextlib.nullcontext):
     parents = {"Global"}
 
 
-def share_of_products(brain, lesson, device: str, rounds: int, seconds: float) -> dict:
-    """Steps of training (pictures made, forward, backward, AdamW) in turn with products of square matrices on the same device."""
+def share_of_products(brain, lesson, device: str, rounds: int, seconds: float, small=None) -> dict:
+    """Steps of training (pictures made, forward, backward, AdamW) in turn with products of square matrices on the same device.
+
+    Operations are counted in a step of `small` where it is given, a lesson with fewer pictures, and are taken to grow with the pictures.
+    """
     import torch
 
     wide = device == "cuda" and torch.cuda.is_bf16_supported()  # `lab.train` computes in bf16 on a GPU, in fp32 on a CPU
@@ -50,7 +53,7 @@ def share_of_products(brain, lesson, device: str, rounds: int, seconds: float) -
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def learn():
+    def learn(lesson=lesson):
         nonlocal count
         with torch.autocast(device, torch.bfloat16, enabled=wide):
             loss, _ = lesson(brain, count)
@@ -75,10 +78,19 @@ def share_of_products(brain, lesson, device: str, rounds: int, seconds: float) -
         taken = time.perf_counter() - start
         return calls / taken, calls / max(time.process_time() - cpu, 1e-9)
 
-    brain.see = counted
-    learn()
-    brain.see, pictures = see, seen
-    flops = flops_of(learn)
+    def pictures_of(lesson):
+        nonlocal seen
+        seen, brain.see = 0, counted
+        learn(lesson)
+        brain.see = see
+        return seen
+
+    pictures = pictures_of(lesson)
+    if small is None:
+        flops = flops_of(learn)
+    else:
+        flops = round(flops_of(lambda: learn(small)) * pictures / pictures_of(small))
+        count = 1  # where the lesson went on making steps ahead
     learn(), multiply()
     steps, shares, products, per_cpu = [], [], [], []
     for _ in range(rounds):
@@ -113,15 +125,17 @@ def main(quick: bool = False) -> tuple[dict, str]:
     first, all_words = Words.from_texts(vocabulary_texts()), Words.from_texts(all_texts())
 
     def first_questions():
-        return Brain(brain_config("tiny"), first).to(device), QuestionLesson(first, batch=BATCH, device=device)
+        return Brain(brain_config("tiny"), first).to(device), QuestionLesson(first, batch=BATCH, device=device), None
 
     def raising(name, plain):
         """A brain of this size and the lesson of `nbs/raise.ipynb` with so many plain rooms a step."""
         brain = Brain(brain_config(name, **GROWN), all_words).to(device)
-        part = plain // 4
-        return lambda: (brain, RaiseLesson(
-            all_words, size=brain.config.size, device=device, plain=plain, bare=2 * part, painted=part, drawn_rooms=2 * part, own_rooms=part, recalled_rooms=part,
-        ))
+
+        def lesson(plain, workers=-1):
+            part = plain // 4
+            return RaiseLesson(all_words, size=brain.config.size, device=device, plain=plain, bare=2 * part, painted=part, drawn_rooms=2 * part, own_rooms=part, recalled_rooms=part, workers=workers)
+
+        return lambda: (brain, lesson(plain), None if device == "cpu" else lesson(min(plain // 4, 24), workers=0))
 
     lessons = {"tiny, first questions": first_questions, "tiny, all skills": raising("tiny", 24)}
     if device == "cuda":
@@ -131,7 +145,9 @@ def main(quick: bool = False) -> tuple[dict, str]:
     for name, make in lessons.items():
         for threads in (1, 2) if device == "cpu" else (1,):
             torch.set_num_threads(threads)
-            entry = results[f"{name}, threads {threads}"] = share_of_products(*make(), device, rounds, seconds)
+            brain, lesson, small = make()
+            entry = results[f"{name}, threads {threads}"] = share_of_products(brain, lesson, device, rounds, seconds, small)
+            print(name, entry, flush=True)
             rows.append([name, threads, *(f"{v:.0%}" if k.startswith("share") else f"{v:,}" for k, v in entry.items())])
     torch.set_num_threads(before)
     text = (

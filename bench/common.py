@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -63,8 +64,10 @@ def machine() -> dict[str, object]:
     except OSError:
         pass
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    torch = sys.modules.get("torch")  # where nothing was computed with it, no GPU was
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
     return {
-        "cpu": model, "cores": os.cpu_count(), "last level cache, MiB": cache_bytes() // 2**20, "load at the start": load,
+        **gpu, "cpu": model, "cores": os.cpu_count(), "last level cache, MiB": cache_bytes() // 2**20, "load at the start": load,
         "python": platform.python_version(),
     }
 
