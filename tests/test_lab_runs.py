@@ -225,3 +225,13 @@ def test_the_repo_root_is_found_from_below(home):
     (home / "a" / "b").mkdir(parents=True)
     assert repo_root(home / "a" / "b") == home
     assert repo_root("/") == Path(__file__).resolve().parents[1]
+
+
+def test_a_gpu_is_named_before_torch_is_imported(tmp_path):
+    """`new_run` comes first in a notebook; run.json must name the card all the same."""
+    pretended = tmp_path / "nvidia-smi"
+    pretended.write_text("#!/bin/sh\necho 'NVIDIA Pretended 80GB'\n")
+    pretended.chmod(0o755)
+    code = "import sys; from compute_layers.lab.runs import describe_device; print('torch' in sys.modules, describe_device()['gpu'])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}).stdout
+    assert said.split(maxsplit=1) == ["False", "NVIDIA Pretended 80GB\n"]

@@ -6,6 +6,12 @@ import torch
 from compute_layers.brain.model import Brain, brain_config
 from compute_layers.brain.words import Words
 from compute_layers.lab.ahead import Ahead
+from compute_layers.rl.curriculum import Ladder, Lessons, rungs
+from compute_layers.rl.evaluate import play
+from compute_layers.rl.imitation import ImitationConfig, imitate
+from compute_layers.rl.policies import Policy, PolicyConfig
+from compute_layers.rl.ppo import PPOConfig, ppo
+from compute_layers.rl.rollout import Rooms
 from compute_layers.skills import MINIMAL_PAIRS, SKILLS
 from compute_layers.skills.ledger import examine_skills
 from compute_layers.skills.raising import RaiseLesson, ReaderLesson, fit_hand, teach_glance, teach_meanings, teach_route
@@ -63,3 +69,16 @@ def test_made_ahead_comes_in_one_piece():
     with pretended_gpu():
         tree = Ahead(lambda step: {"a": torch.full((2, 3), step), "b": [torch.tensor(True), "text"]}, "cuda", workers=0)(7)
         assert tree["a"].is_cuda and tree["a"].tolist() == [[7] * 3] * 2 and tree["b"][0].is_cuda and tree["b"][1] == "text"
+
+
+def test_policies_learn_from_pixels_on_it():
+    """Shown the way, then by reward on a ladder: rooms on the CPU, the policy there."""
+    torch.manual_seed(0)
+    with pretended_gpu():
+        policy = Policy(PolicyConfig("ego", 32, channels=(4, 4), looked=16)).to("cuda")
+        *_, row = imitate(Rooms(16, "near", 0, "ego", 32, threads=2), policy, ImitationConfig(frames=32, rooms=16, only_hope=True), 0)
+        assert row["frames"] == 32
+        lessons = Lessons(16, Ladder(rungs("near"), seed=0), "near", 0, "ego", 32, threads=2)
+        *_, row = ppo(lessons, policy, PPOConfig(frames=512, steps=16, minibatch=128, epochs=1), 0)
+        assert row["frames"] == 512 and np.isfinite(row["value_loss"])
+        assert 0 <= play(policy, n=4).rate <= 1

@@ -5,6 +5,7 @@
 # %% ../../nbs/brain/model.ipynb #ac811513
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
 from typing import Sequence
@@ -48,6 +49,8 @@ class BrainConfig:
     glance: bool = False  # with landmarks: and what a closer look at those places found
     glance_width: int = 0  # hidden channels of each closer look; 0: half of the stem's
     route: bool = False  # with glance: and where the shortest way from the agent to the gold turns
+    route_width: int = 32  # hidden channels of the net that sees it
+    route_layers: int = 7  # convolutions of it, between the first and the last
     corner: bool = False  # with route: a closer look there, too
     scenery: bool = False  # with landmarks: and how much gold, which ways out and which line the patches found
     posted: bool = False  # with scenery: and its last register is for that alone
@@ -428,11 +431,11 @@ TURNS = (2 + 2 * BENDS, 4 + 2 * WAVES)  # numbers about the way that the hand kn
 class Route(nn.Module):
     """Where the shortest way from the agent to the gold turns."""
 
-    def __init__(self, cell: int, hidden: int = 32, look: int = 0):
+    def __init__(self, cell: int, hidden: int = 32, look: int = 0, layers: int = 7):
         super().__init__()
         self.cell = cell  # pixels a side
         self.first = nn.Conv2d(cell**2 + 8, hidden, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=apart, dilation=apart) for apart in (1, 2, 4, 1, 2, 4, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=apart, dilation=apart) for apart in itertools.islice(itertools.cycle((1, 2, 4)), layers))
         self.here = nn.Conv2d(hidden, 3 * BENDS, 1)  # for each bend a logit, and where in the cell it is: x, y in cells from the middle
         self.nowhere = nn.Linear(2 * hidden, BENDS)  # a logit for each: the way has no such bend
         if look:  # hidden channels of a closer look at a bend
@@ -562,7 +565,7 @@ class Brain(nn.Module):
         if config.glance:
             self.glance = Glance(config.patch, config.glance_width or config.stem // 2)
         if config.route:
-            self.route = Route(config.patch // 2, look=config.corner * (config.glance_width or config.stem // 2))
+            self.route = Route(config.patch // 2, config.route_width, config.corner * (config.glance_width or config.stem // 2), config.route_layers)
         if config.scenery:
             self.patch_scenery = nn.Linear(width, PATCH_SCENERY)
         if config.posted:  # as loud as what else a register says, from the start: what is whispered is not listened to
@@ -1103,6 +1106,8 @@ def grow(
         }
 
     new, old = grown.state_dict(), brain.state_dict()
+    if (config.route_width, config.route_layers) != (brain.config.route_width, brain.config.route_layers):
+        old = {name: tensor for name, tensor in old.items() if not name.startswith("route.") or name.startswith("route.corner")}  # with new channels beside the old ones it would see nothing: it is taught anew
     for name, tensor in old.items():
         if name not in new or new[name].dim() != tensor.dim() or any(n < o for n, o in zip(new[name].shape, tensor.shape)):
             there = tuple(new[name].shape) if name in new else "missing"

@@ -126,14 +126,26 @@ def data_hash(
     return found[1] if found else None
 
 
+def _gpu_by_its_driver() -> str | None:
+    "The name of the first GPU, without a second for importing torch: a run is written down before its notebook imports anything."
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None if done.returncode == 0 else None
+
+
 def describe_device() -> dict[str, Any]: # {"cpu": …, "cores": …, "gpu": … or None, "system": …}
-    "The machine in a few words. A GPU is named only when torch has been imported already."
+    "The machine in a few words. A GPU is named by torch when that has been imported already, else by `nvidia-smi` where there is one."
     try:
         name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)[1]
     except (OSError, TypeError):
         name = platform.processor() or platform.machine()
     torch = sys.modules.get("torch")
-    gpu = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
+    if torch is not None:
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    else:
+        gpu = _gpu_by_its_driver()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": name, "cores": cores, "gpu": gpu, "system": platform.platform(terse=True)}
 

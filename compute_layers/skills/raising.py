@@ -789,7 +789,7 @@ class ReaderLesson:
 
     brain: Brain
     skills: list[Skill]
-    rooms: int = 4000  # for each skill that lacks something; a fifth for the others
+    rooms: int = 4000  # for a skill that is wrong in two of a hundred rooms more than the best; up to three times as many for one that lacks more, a fifth for one that lacks nothing
     asked: int = 8  # skills in each step
     each: int = 32  # rooms of each
     kept: float = 10.0  # weight of what must stay
@@ -817,11 +817,11 @@ class ReaderLesson:
         plain = []
         for skill in self.spoken:
             scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size) for first in range(0, n, self.batch)]  # noqa: E731, B023
-            lacks = weights.get(skill.name, 1.0) > min(weights.values(), default=0.0) + 0.004
+            lacks = weights.get(skill.name, 1.0) - min(weights.values(), default=0.0)
             if sees_plain_rooms(skill, self.seed, self.size):
                 plain.append(skill)
                 continue
-            tasks = [skill.make(scene) for scene in scenes(self.rooms if lacks else self.rooms // 5)]
+            tasks = [skill.make(scene) for scene in scenes(round(self.rooms * min(max(lacks / 0.02, 0.2), 3.0 if weights else 1.0)))]
             self._note(_Seen(self.brain, [task.canvases for task in tasks]), {skill: tasks}, progress)
         starts = range(0, self.rooms, self.batch)
         worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1) for first in starts]

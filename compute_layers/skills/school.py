@@ -44,13 +44,14 @@ class Preset:
     rooms: int  # … and in the last one
     examine: int  # steps between the examinations along the way
     fitted: int  # rooms for each skill that the hand is fitted to in the end
+    route: tuple[int, int] = (32, 7)  # channels and layers of the net that sees where the way turns; a brain with more keeps them
 
 
 GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, infers=256, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2, fitted=16),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200, fitted=1500),
-    "gpu": Preset("base", "none", steps=8000, lr=1e-3, plain=384, quick=200, rooms=2000, examine=400, fitted=4000),
+    "gpu": Preset("base", "none", steps=8000, lr=1e-3, plain=384, quick=200, rooms=2000, examine=400, fitted=4000, route=(64, 7)),
 }
 
 
@@ -80,11 +81,13 @@ def start_brain(
     size: int = 0,  # side of the pictures; 0 takes the brain's own
     device="cpu",
     prepare: bool = True,  # teach what is new in a grown brain alone; False where a checkpoint takes its place anyway
+    route: tuple[int, int] = (32, 7),  # see `Preset`
 ) -> tuple[Brain, dict[str, SkillScore]]:  # the brain, and the ledger it came with
     """A new brain, or a raised one, grown where it is too small for all skills. Prints which weights run."""
+    shape = {**GROWN, "route_width": route[0], "route_layers": route[1]}
     if init == "none":
         words = Words.from_texts(all_texts())
-        brain = Brain(brain_config(new, **GROWN, **({"size": size} if size else {})), words).to(device)
+        brain = Brain(brain_config(new, **shape, **({"size": size} if size else {})), words).to(device)
         print(f"a new brain: {sum(p.numel() for p in brain.parameters()):,} parameters")
         if prepare:
             _introduce(brain)
@@ -94,15 +97,16 @@ def start_brain(
     if size and size != brain.config.size:
         raise ValueError(f"size is {size}, but the weights {init!r} see pictures of {brain.config.size}; leave size at 0, or start with init=none")
     words = brain.words.extended(all_texts())
-    larger = {**asdict(brain.config), **{name: max(value, getattr(brain.config, name)) for name, value in GROWN.items()}}
+    larger = {**asdict(brain.config), **{name: max(value, getattr(brain.config, name)) for name, value in shape.items()}}
     old = brain.config
     if len(words) > len(brain.words) or larger != asdict(brain.config):
         brain = grow(brain, BrainConfig(**larger), words)
         print(f"grown to {sum(p.numel() for p in brain.parameters()):,} parameters and {len(words)} words")
         if prepare and (old.glance, old.glance_width) != (brain.config.glance, brain.config.glance_width):  # the hand relies on it from the first step on
             print(f"a closer look, taught alone: {teach_glance(brain)[-1]:.4f}")
-        if prepare and (old.route, old.corner) != (brain.config.route, brain.config.corner):
-            print(f"where the way turns, taught alone: {teach_route(brain, closer_only=old.route)[-1]:.4f}")
+        seen = [(c.route, c.route_width, c.route_layers) for c in (old, brain.config)]
+        if prepare and (seen[0] != seen[1] or old.corner != brain.config.corner):
+            print(f"where the way turns, taught alone: {teach_route(brain, closer_only=seen[0] == seen[1])[-1]:.4f}")
     if prepare and not knows_meanings(brain, list(SKILLS.values())):
         _introduce(brain, old)
     ledger = read_ledger(folder)
@@ -167,7 +171,7 @@ class School:
         if begun.is_dir():
             self.brain, self.before = brains.load(begun, self.device), {} if self.init == "none" else read_ledger(brains.weights_folder(self.init))
         else:
-            self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=self.steps > 0)
+            self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=self.steps > 0, route=chosen.route)
             if self.steps:
                 brains.save(self.brain, begun)
         self.size, self.began = self.brain.config.size, time.time()
