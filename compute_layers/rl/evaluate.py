@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from .rollout import GEOMETRY, Rooms, Stage, stage_of
 from .sight import look
 
 # %% auto #0
-__all__ = ['LEVELS', 'Played', 'observe', 'play', 'policy_player', 'Estimate', 'interquartile_mean', 'score_table', 'plot_curves',
-           'film', 'median_room', 'save_film']
+__all__ = ['LEVELS', 'Played', 'observe', 'play', 'policy_player', 'Estimate', 'interquartile_mean', 'examine', 'beside',
+           'score_summary', 'score_table', 'plot_curves', 'film', 'median_room', 'save_film']
 
 # %% ../../nbs/rl/evaluate.ipynb #56b01f2b
 LEVELS = 2000  # held-out levels of each stage
@@ -170,6 +171,35 @@ def interquartile_mean(
     return Estimate(float(_iqm(table.reshape(-1))), float(low), float(high))
 
 # %% ../../nbs/rl/evaluate.ipynb #7b8c7b22
+def examine(
+    players: Sequence[Policy | Callable[[np.ndarray], np.ndarray]],  # one for each seed
+    stage: str | Stage = "near",
+    n: int = LEVELS,
+    ways: Sequence[str] = ("greedy", "sampled"),
+    **how,  # more for `play`
+) -> dict[str, list[Played]]:  # {way: one for each seed}
+    """Every seed in the same held-out rooms."""
+    return {way: [play(player, stage, n, way == "greedy", **how) for player in players] for way in ways}
+
+
+def beside(
+    stage: str | Stage = "near",
+    n: int = LEVELS,
+    seeds: Sequence[int] = (0,),  # of the random actions
+) -> dict[str, dict[str, list[Played]]]:  # for `score_table`
+    """What every score is to be read beside: chance, and the oracle."""
+    return {"random": {"sampled": [play("random", stage, n, action_seed=seed) for seed in seeds]}, "oracle": {"greedy": [play("oracle", stage, n)]}}
+
+
+def score_summary(
+    scores: dict[str, dict[str, Sequence[Played]]],  # as for `score_table`
+) -> dict[str, dict[str, dict]]:  # JSON for a run's metrics: the interval, the seeds, and each seed's steps over the oracle's
+    """The numbers of the table, with names that a metric can have."""
+    return {re.sub(r"[ ,:]+", "_", name): {
+        way: vars(interquartile_mean([p.rate for p in played])) | {"seeds": [round(p.rate, 4) for p in played], "steps_over_oracle": [round(p.extra_steps, 2) if np.isfinite(p.extra_steps) else None for p in played]}
+        for way, played in ways.items() if played} for name, ways in scores.items()}
+
+
 def score_table(
     scores: dict[str, dict[str, Sequence[Played]]],  # {player: {"greedy": one for each seed, "sampled": …}}
 ) -> str:
@@ -189,11 +219,13 @@ def plot_curves(
     smooth: int = 8,  # rows averaged
     figure=None,
 ):
-    """Learning curves against frames and against CPU seconds, a line for each seed. Returns the matplotlib figure."""
+    """Learning curves against frames, CPU seconds and, where the rows have it, the clock on the wall: a line for each seed. Returns the matplotlib figure."""
     import matplotlib.pyplot as plt
 
+    against = [("frames", 1e6, "million frames"), ("seconds", 1, "CPU seconds"), ("wall", 1, "seconds of the clock")]
+    against = [one for one in against if any(one[0] in row for seeds in curves.values() for rows in seeds for row in rows[:1])]
     figure = figure or plt.figure(figsize=(10, 3.2))
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
     for number, (name, seeds) in enumerate(curves.items()):
         for k, rows in enumerate(seeds):
             rows = [row for row in rows if key in row]
@@ -202,11 +234,13 @@ def plot_curves(
             values = np.array([row[key] for row in rows])
             width = min(smooth, max(1, len(values)))
             values = np.convolve(values, np.ones(width) / width, "valid")
-            for axis, across, unit in ((axes[0], "frames", 1e6), (axes[1], "seconds", 1)):
+            for axis, (across, unit, _) in zip(axes, against):
+                if across not in rows[0]:
+                    continue
                 axis.plot([row[across] / unit for row in rows][width - 1 :], values, color=f"C{number}", alpha=0.7, lw=1, label=name if k == 0 else None)
-    axes[0].set_xlabel("million frames"), axes[1].set_xlabel("CPU seconds"), axes[0].set_ylabel(key), axes[1].legend(fontsize=7)
-    for axis in axes:
-        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(key), axes[-1].legend(fontsize=7)
+    for axis, (_, _, label) in zip(axes, against):
+        axis.set_xlabel(label), axis.grid(alpha=0.3)
     figure.tight_layout()
     return figure
 
