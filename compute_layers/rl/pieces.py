@@ -38,7 +38,7 @@ def piece(
     if kept.is_file():
         if not run.resumed:
             raise ValueError(f"there is a piece {name!r} in this run already: give each a name of its own")
-        fit_weights(policy, read_weights(folder)[0])
+        fit_weights(policy, policy.state_dict() | read_weights(folder)[0])
         return json.loads(kept.read_text())
     half.parent.mkdir(parents=True, exist_ok=True)
     old = [json.loads(line) for line in half.read_text().splitlines() if line.endswith("}")] if half.is_file() and run.resumed else []
@@ -61,6 +61,8 @@ def piece(
                 bar.set_postfix(success=f"{row['success']:.2f}", refresh=False)
     if not rows:  # its last checkpoint was its end
         rows = old
-    save_weights(folder, policy, {"piece": name}, files={"rows.json": json.dumps(rows)}, replace=folder.exists())
+    frozen = {parameter for parameter, value in policy.named_parameters() if not value.requires_grad}  # eyes, or a whole brain: they are as they were
+    learned = {parameter: value for parameter, value in policy.state_dict().items() if parameter not in frozen}
+    save_weights(folder, learned, {"piece": name}, files={"rows.json": json.dumps(rows)}, replace=folder.exists())
     half.unlink()
     return rows
