@@ -63,6 +63,14 @@ def test_a_mind_is_watched_and_the_arrows_rest():
     assert player.run(frames=player.par + 1) == 1 and player.over and player.steps == player.par
 
 
+def test_a_policy_is_watched():
+    """A shipped one that sees pictures, in the rooms that it was taught in."""
+    player = play.Player(seed=2, size=64, fps=play.MOVES_A_SECOND, watch="policy-ego")
+    assert "policy-ego plays" in player.window.pygame.display.get_caption()[0]
+    player.run(frames=40)
+    assert 0 < player.steps <= 40
+
+
 def test_nobody_of_that_name_is_said_in_one_line():
     done = subprocess.run([sys.executable, "-m", "compute_layers.game.play", "--watch", "nobody"], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "SDL_VIDEODRIVER": "dummy"})
