@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'usable_cores', 'default_threads', 'has_bf16', 'TrainingStopped', 'TrainingDiverged', 'History',
-           'make_optimizer', 'train', 'FolderBusy']
+           'make_optimizer', 'progress_bar', 'train', 'FolderBusy']
 
 # %% ../../nbs/lab/train.ipynb #209e547c
 import contextlib
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -296,13 +296,17 @@ def _show_scores(row: dict[str, float]) -> None:
             Path(os.environ["COMPUTE_LAYERS_PROGRESS"]).with_name(".scores").write_text(f"step {row['step']}: {', '.join(scores)}", encoding="utf8")
 
 
-def _progress_bar(steps: int, done: int, show: bool) -> tqdm:
-    "A bar that suits the place: a notebook, a terminal, or a log file (then one line every 30 s)."
+def progress_bar(
+    those: Iterable | None = None,  # gone through by the bar itself; None: tell it with `update`
+    show: bool = True,
+    **options: Any,                 # tqdm's: total, initial, desc, unit …
+) -> tqdm:
+    "A bar that suits the place: a notebook (where `compute_layers run` shows it on the terminal, too), a terminal, or a log file (then one line every 30 s)."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    options: dict[str, Any] = {"total": steps, "initial": done, "disable": not show, "unit": "step", "ncols": 100}
+    options = {"disable": not show, "ncols": 100, **options}
     if getattr(shell, "kernel", None) is not None:
-        return _NotebookBar(**options, mininterval=1.0, file=io.StringIO(), ascii=False)
-    return tqdm(**options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
+        return _NotebookBar(those, **options, mininterval=1.0, file=io.StringIO(), ascii=False)
+    return tqdm(those, **options, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
 # %% ../../nbs/lab/train.ipynb #513c3e64
 def train(
@@ -481,7 +485,7 @@ def _train(
             kept = f"the newest checkpoint is {history.checkpoint}" if history.checkpoint else "there is no checkpoint"
             raise TrainingStopped(f"stopped after step {done} of {steps}: {error}; {kept}", done, history.checkpoint) from error
 
-    with _progress_bar(steps, start, progress and rank == 0) as bar:
+    with progress_bar(show=progress and rank == 0, total=steps, initial=start, unit="step") as bar:
         for step in range(start, steps):
             rate = learning_rate(step, steps, config["lr"], config["warmup"], config["decay"])
             for group in optimizer.param_groups:

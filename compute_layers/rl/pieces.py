@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..lab.runs import Run
+from ..lab.train import progress_bar
 from ..lab.weights import fit_weights, read_weights, save_weights
 
 # %% auto #0
@@ -45,8 +45,7 @@ def piece(
     keywords = {"checkpoints": half.with_suffix(".checkpoints"), "resume": run.resumed} if checkpoints else {}
     rows: list[dict[str, float]] = []
     began = time.monotonic()
-    bar = tqdm(total=frames or None, desc=name, unit="frame", unit_scale=True, mininterval=10, leave=False, ascii=True)
-    with bar, half.open("w") as book:
+    with progress_bar(total=frames or None, desc=name, unit="frame", unit_scale=True) as bar, half.open("w") as book:
         for row in learn(**keywords):
             if not rows:  # the first row now: what was measured before it stays
                 rows = [earlier for earlier in old if earlier["frames"] < row["frames"]]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..brain.model import Brain
 from ..game import levels
 from ..lab import weights
+from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
 from .lessons import wilson_interval
 from .raising import Phrasebook, trim
@@ -103,7 +103,7 @@ def examine_skills(
     if workers > 1 and device.type == "cpu" and all(SKILLS.get(skill.name) is skill for skill in skills):
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             each = [pool.submit(_examine_registered, brain, skill.name, n, seed, held_out, batch) for skill in skills]
-            return [score for one in tqdm(each, desc="ledger", unit="skill", disable=not progress, ncols=100) for score in one.result()]
+            return [score for one in progress_bar(each, progress, desc="ledger", unit="skill") for score in one.result()]
     book = Phrasebook(skills, brain.words, held_out)
 
     def some(skill: Skill, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
@@ -121,7 +121,7 @@ def examine_skills(
     pool = ThreadPoolExecutor(workers) if workers > 1 and device.type != "cpu" else None
     try:
         parts = {skill.name: [pool.submit(some, skill, first) for first in range(0, n, batch)] for skill in skills} if pool else {}
-        for skill in tqdm(skills, desc="ledger", unit="skill", disable=not progress, ncols=100):
+        for skill in progress_bar(skills, progress, desc="ledger", unit="skill"):
             right, sure, zeros, errors = zip(*([part.result() for part in parts[skill.name]] if pool else [some(skill, first) for first in range(0, n, batch)]))
             right, sure, zeros = np.concatenate(right), np.concatenate(sure), np.concatenate(zeros)
             asked, hits = int(sure.sum()), int(right[sure].sum())

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..brain.geometry import geometry_loss, geometry_targets
 from ..brain.model import Brain
@@ -22,6 +21,7 @@ from ..brain.words import Words
 from ..game import facts, levels
 from ..game.picture import draw
 from ..game.world import World
+from ..lab.train import progress_bar
 from .questions import DRAW_PROMPTS, QuestionBank, decidable, vocabulary_texts
 
 # %% auto #0
@@ -131,7 +131,7 @@ def examine(
     kinds = len(bank.questions)
     right, clear, values = (np.zeros((n, kinds), dtype) for dtype in (bool, bool, int))
     kept: dict[bool, list[Answered]] = {True: [], False: []}
-    for first in tqdm(range(0, n, batch), desc="examination", unit="batch", disable=not progress):
+    for first in progress_bar(range(0, n, batch), progress, desc="examination", unit="batch"):
         world = levels.bare(seed, min(batch, n - first), first=first, max_offset=max_offset)
         known, b = facts.read(world), len(world)
         truths = bank.truths(known)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..brain.geometry import GeometryTargets, geometry_loss, geometry_targets, glance_loss, marks_loss, scenery_loss, scenery_targets
 from ..brain.model import BENDS, HAND, Brain, Route
@@ -23,6 +22,7 @@ from ..game import facts, levels, oracle
 from ..game.picture import draw
 from ..game.world import AGENT_RADIUS, World, wall_distance
 from ..lab.ahead import Ahead
+from ..lab.train import progress_bar
 from .drawings import corner_ink, inner_corners, shortest_way
 from .inquiries import drawn_line
 from .questions import DRAW_PROMPTS, QuestionBank, choose
@@ -570,7 +570,7 @@ def teach_glance(
         return made
 
     ahead = Ahead(make, device)
-    for step in tqdm(range(steps), desc="a closer look", mininterval=10, ascii=True, disable=not progress):
+    for step in progress_bar(range(steps), progress, desc="a closer look", unit="step"):
         loss = 0.0
         for pictures, places, there in ahead(step):
             loss = loss + glance_loss(brain.glance(pictures, places), GeometryTargets(**there), brain.config.grid)
@@ -649,7 +649,7 @@ def teach_route(
     taught = [p for name, p in brain.route.named_parameters() if name.startswith("corner_") or not closer_only]
     optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
-    for step in tqdm(range(steps), desc="the way", mininterval=10, ascii=True, disable=not progress):
+    for step in progress_bar(range(steps), progress, desc="the way", unit="step"):
         loss, _ = lesson(brain, step)
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         losses.append(loss.item())
@@ -691,7 +691,7 @@ def teach_meanings(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     counts, rows = torch.tensor([len(table) for table in tables], device=device), torch.cat(tables)
     losses = []
-    for _ in tqdm(range(steps), desc="meanings", mininterval=10, ascii=True, disable=not progress):
+    for _ in progress_bar(range(steps), progress, desc="meanings", unit="step"):
         meaning = torch.randint(len(tables), (requests,), generator=generator, device=device)
         which = (torch.rand(requests, generator=generator, device=device) * counts[meaning]).long()
         heard = among_others(rows[(counts.cumsum(0) - counts)[meaning] + which], common, generator)
@@ -736,7 +736,7 @@ def fit_hand(
     device, size = str(brain.registers.device), brain.config.size
     book, scale = Phrasebook(skills, brain.words, device=device), (2 * brain.config.width) ** 0.5
     meant, change, errors = [], [], {}
-    for skill in tqdm([skill for skill in skills if tells_hand(skill, size)], desc="the hand", mininterval=10, ascii=True, disable=not progress):
+    for skill in progress_bar([skill for skill in skills if tells_hand(skill, size)], progress, desc="the hand", unit="skill"):
         known, tasks = [], []
         for first in range(0, rooms, batch):
             tasks.append(skill.make(skill.scene(seed, batch, first=first, size=size)))
@@ -813,7 +813,7 @@ class ReaderLesson:
     def look(self) -> None:
         """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
         weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
-        progress = tqdm(desc="looking", unit="rooms", mininterval=10, ascii=True, disable=not self.progress)
+        progress = progress_bar(show=self.progress, desc="looking", unit="room")
         plain = []
         for skill in self.spoken:
             scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size) for first in range(0, n, self.batch)]  # noqa: E731, B023
