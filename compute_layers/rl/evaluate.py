@@ -238,7 +238,7 @@ def plot_curves(
                 if across not in rows[0]:
                     continue
                 axis.plot([row[across] / unit for row in rows][width - 1 :], values, color=f"C{number}", alpha=0.7, lw=1, label=name if k == 0 else None)
-    axes[0].set_ylabel(key), axes[-1].legend(fontsize=7)
+    axes[0].set_ylabel(key), axes[0].legend(fontsize=7)
     for axis, (_, _, label) in zip(axes, against):
         axis.set_xlabel(label), axis.grid(alpha=0.3)
     figure.tight_layout()
