@@ -16,7 +16,7 @@ from compute_layers.lab.weights import WeightsError
 from compute_layers.rl.curriculum import Ladder, Lessons, Replay
 from compute_layers.rl.evaluate import film, interquartile_mean, median_room, play, save_film
 from compute_layers.rl.eyes import Eyes, Through
-from compute_layers.rl.grpo import GRPOConfig, grpo
+from compute_layers.rl.grpo import GRPOConfig, grpo, play_groups
 from compute_layers.rl.imitation import ImitationConfig, imitate, right_actions
 from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
 from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
@@ -353,3 +353,16 @@ def test_a_price_on_the_nats_keeps_a_policy_near_its_reference():
         policy.load_state_dict(reference.state_dict())
         gone[price] = list(optimise(Rooms(32), policy, [taste], reference, PPOConfig(frames=16_384, lr=1e-3, entropy_weight=0.0), price=price))[-1]["nats"]
     assert gone[3.0] < 0.5 * gone[0.0]
+
+
+def test_a_guide_that_dawdles_still_wins():
+    """It turns left and back again, then does as the oracle does; where there is no time for that, it goes at once."""
+    rooms, dice = Rooms(40, "near", 1), torch.Generator().manual_seed(0)
+    world, policy = rooms.stage.rooms(1, 20, 0), Policy(PolicyConfig())
+    at_once, late = (play_groups(rooms, policy, world, 2, 0.97, dice, guided=True, dawdle=dawdle) for dawdle in (0, 3))
+    guided = at_once.guided.numpy()
+    assert guided.sum() == 20 and at_once.won[guided].all() and late.won[guided].all()
+    lengths = [np.bincount(tries.which.numpy(), minlength=40)[guided] for tries in (at_once, late)]
+    np.testing.assert_array_equal(lengths[1], np.where(lengths[0] + 6 <= 32, lengths[0] + 6, lengths[0]))
+    with pytest.raises(ValueError, match="needs a guide"):
+        GRPOConfig(dawdle=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..game import oracle
-from ..game.world import World
+from ..game.world import TURN_LEFT, TURN_RIGHT, World
 from .ppo import Batch, Learner, Watchman, improve, say_warnings
 from .rollout import Act, Stage, sample
 
@@ -45,6 +45,7 @@ class GRPOConfig:
     grad_clip: float | None = 0.5
     guide: str = "none"  # one oracle trace in each group: "naive", "weighted" or "clone", see below
     clone_weight: float = 0.1  # of the cloning loss on the guide's actions, guide="clone"
+    dawdle: int = 0  # a poor guide: how often it turns left and back again before it goes, where there is time for it
 
     # what `ppo.improve` looks for
     target_kl: float | None = None
@@ -54,6 +55,8 @@ class GRPOConfig:
             raise ValueError(f"guide must be one of {', '.join(GUIDES)}, got {self.guide!r}")
         if self.tries < 2:
             raise ValueError(f"tries must be at least 2, as a group is its own measure, got {self.tries}")
+        if self.dawdle < 0 or (self.dawdle and self.guide == "none"):
+            raise ValueError(f"dawdle says how often a guide turns to and fro, so it needs a guide and can't be negative, got {self.dawdle} with guide={self.guide!r}")
 
 # %% ../../nbs/rl/grpo.ipynb #13a636a0
 def group_advantages(
@@ -102,6 +105,7 @@ def play_groups(
     gamma: float,
     generator: torch.Generator,
     guided: bool = False,  # the first try of each group is the oracle's, where it has a plan
+    dawdle: int = 0,  # see `GRPOConfig`
 ) -> Tries:
     """Play every level `tries` times, to the end of each try."""
     limit, everyone = game.stage.steps, repeat(world, tries)
@@ -109,8 +113,11 @@ def play_groups(
     n, device = len(everyone), generator.device
     plans, is_guided = np.full((n, limit), -1), np.zeros(n, bool)
     if guided:
-        plans[::tries], lengths = oracle.plan(world, limit)
-        is_guided[::tries] = lengths > 0
+        guides, lengths = oracle.plan(world, limit)
+        if dawdle:
+            late = (lengths > 0) & (lengths + 2 * dawdle <= limit)
+            guides[late] = np.concatenate([np.tile([TURN_LEFT, TURN_RIGHT], (late.sum(), dawdle)), guides[late, : limit - 2 * dawdle]], 1)
+        plans[::tries], is_guided[::tries] = guides, lengths > 0
     alive, returns, won = np.ones(n, bool), np.zeros(n), np.zeros(n, bool)
     kept: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
     for t in range(limit):
@@ -196,7 +203,7 @@ def grpo(
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
         world = stage.rooms(seed, config.groups, learner.updates * config.groups)
-        tries = play_groups(game, policy, world, config.tries, config.gamma, learner.generator, config.guide != "none")
+        tries = play_groups(game, policy, world, config.tries, config.gamma, learner.generator, config.guide != "none", config.dawdle)
         shaped = tries.returns.view(config.groups, config.tries)
         counted = (~tries.guided).view_as(shaped) if config.guide == "clone" else None
         gain = group_advantages(shaped, config.divide, counted).flatten()
