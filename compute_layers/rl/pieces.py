@@ -45,16 +45,16 @@ def piece(
     keywords = {"checkpoints": half.with_suffix(".checkpoints"), "resume": run.resumed} if checkpoints else {}
     rows: list[dict[str, float]] = []
     began = time.monotonic()
-    with progress_bar(total=frames or None, desc=name, unit="frame", unit_scale=True) as bar, half.open("w") as book:
+    with progress_bar(total=frames or None, desc=name, unit="frame", unit_scale=True) as bar:
         for row in learn(**keywords):
             if not rows:  # the first row now: what was measured before it stays
                 rows = [earlier for earlier in old if earlier["frames"] < row["frames"]]
-                book.writelines(json.dumps(earlier) + "\n" for earlier in rows)
+                half.write_text("".join(json.dumps(earlier) + "\n" for earlier in rows))
                 began -= rows[-1]["wall"] if rows else 0.0
             row["wall"] = time.monotonic() - began
             rows.append(row)
-            book.write(json.dumps(row) + "\n")
-            book.flush()
+            with half.open("a") as book:
+                book.write(json.dumps(row) + "\n")
             bar.update(row["frames"] - bar.n)
             if "success" in row:
                 bar.set_postfix(success=f"{row['success']:.2f}", refresh=False)
@@ -63,5 +63,5 @@ def piece(
     frozen = {parameter for parameter, value in policy.named_parameters() if not value.requires_grad}  # eyes, or a whole brain: they are as they were
     learned = {parameter: value for parameter, value in policy.state_dict().items() if parameter not in frozen}
     save_weights(folder, learned, {"piece": name}, files={"rows.json": json.dumps(rows)}, replace=folder.exists())
-    half.unlink()
+    half.unlink(missing_ok=True)
     return rows
