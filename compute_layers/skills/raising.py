@@ -586,6 +586,7 @@ class WayLesson:
     size: int = 64  # of the pictures
     rooms: int = 96  # looked at in each step
     closer_only: bool = False  # teach the closer look alone: where the way turns is known roughly already
+    corner: bool = True  # teach the closer look, too: for a brain that has one
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     device: str = "cpu"  # where the brain lives
     workers: int = -1  # processes that make steps ahead, see `lab.ahead.Ahead`
@@ -599,8 +600,9 @@ class WayLesson:
         if not self.closer_only:
             world, points = ways(self.seed, self.rooms, step)
             made["way"] = torch.as_tensor(draw(world, self.size)), torch.as_tensor(world.gold[:, 0]).float(), points
-        world = levels.walls(self.seed, self.rooms, first=step * self.rooms, max_gold=1)
-        made["corner"] = torch.as_tensor(draw(world, self.size)), *turning_points(world, self.size, torch.Generator().manual_seed((self.seed << 32) + step))
+        if self.corner:
+            world = levels.walls(self.seed, self.rooms, first=step * self.rooms, max_gold=1)
+            made["corner"] = torch.as_tensor(draw(world, self.size)), *turning_points(world, self.size, torch.Generator().manual_seed((self.seed << 32) + step))
         return made
 
     def __call__(
@@ -615,7 +617,7 @@ class WayLesson:
             logits, places = brain.route(pictures, points[:, 0], gold)
             loss = report["way"] = route_loss(logits, places, points, STRAIGHT)
             report["turns_right"] = turns_right(logits, points)
-        if brain.config.corner:
+        if "corner" in made:
             report["corner"] = corner_loss(brain.route, *made["corner"])
             loss = loss + report["corner"]
         return loss, {name: value.detach() for name, value in report.items()}
@@ -645,7 +647,7 @@ def teach_route(
     progress: bool = True,
 ) -> list[float]:  # the loss of each step
     """Teach only where the shortest way turns, see `WayLesson`. Changes `brain.route` in place."""
-    lesson, losses = WayLesson(brain.config.size, rooms, closer_only, seed, str(brain.registers.device)), []
+    lesson, losses = WayLesson(brain.config.size, rooms, closer_only, brain.config.corner, seed, str(brain.registers.device)), []
     taught = [p for name, p in brain.route.named_parameters() if name.startswith("corner_") or not closer_only]
     optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
@@ -810,6 +812,13 @@ class ReaderLesson:
         self.book, self.bank = Phrasebook(self.skills, self.brain.words, device=self.device, framed=True), QuestionBank(self.brain.words, device=self.device)
         self.was, self.seen, self.of = copy.deepcopy(self.brain).requires_grad_(False), [], {}
 
+    def _rooms_for(self, skill: Skill, weights: dict[str, float]) -> int:
+        """How many rooms are looked at for a skill, see `rooms`."""
+        if not weights:
+            return self.rooms
+        lacks = weights.get(skill.name, 1.0) - min(weights.values())
+        return round(self.rooms * min(max(lacks / 0.02, 0.2), 3.0))
+
     def look(self) -> None:
         """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
         weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
@@ -817,11 +826,10 @@ class ReaderLesson:
         plain = []
         for skill in self.spoken:
             scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size) for first in range(0, n, self.batch)]  # noqa: E731, B023
-            lacks = weights.get(skill.name, 1.0) - min(weights.values(), default=0.0)
             if sees_plain_rooms(skill, self.seed, self.size):
                 plain.append(skill)
                 continue
-            tasks = [skill.make(scene) for scene in scenes(round(self.rooms * min(max(lacks / 0.02, 0.2), 3.0 if weights else 1.0)))]
+            tasks = [skill.make(scene) for scene in scenes(self._rooms_for(skill, weights))]
             self._note(_Seen(self.brain, [task.canvases for task in tasks]), {skill: tasks}, progress)
         starts = range(0, self.rooms, self.batch)
         worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1) for first in starts]

@@ -187,7 +187,7 @@ class School:
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))
-            return WayLesson(self.size, 4 * self.plain, seed=self.seed, device=self.device)
+            return WayLesson(self.size, 4 * self.plain, corner=self.brain.config.corner, seed=self.seed, device=self.device)
         part = lambda share, least: max(least, round(self.plain * share))  # noqa: E731
         return RaiseLesson(
             self.brain.words, skills=self.skills, seed=self.seed, size=self.size, device=self.device,
