@@ -147,13 +147,14 @@ def main(quick: bool = False) -> tuple[dict, str]:
             torch.set_num_threads(threads)
             brain, lesson, small = make()
             entry = results[f"{name}, threads {threads}"] = share_of_products(brain, lesson, device, rounds, seconds, small)
-            print(name, entry, flush=True)
             rows.append([name, threads, *(f"{v:.0%}" if k.startswith("share") else f"{v:,}" for k, v in entry.items())])
     torch.set_num_threads(before)
     text = (
-        f"A step of a lesson: rooms made and drawn on the {device}, asked about, forward, backward, AdamW. The machine's rate is that of products of square "
+        f"A step of a lesson: rooms made and drawn {'by processes on the CPU while the GPU learns' if device == 'cuda' else 'on the cpu'}, asked about, forward, backward, AdamW. The machine's rate is that of products of square "
         f"matrices with the same arithmetic and threads, measured in turn with the training, wall time. `journal` has the size of the brain that this project "
         f"continues (244 M, 224×224), which saw {RECORD} pictures a second on a GPU of the H200's class; it is measured where there is a GPU.\n\n"
     )
+    if device == "cuda":
+        text += "Operations are counted in a lesson a quarter as large or smaller, and taken to grow with the pictures. A step of all skills is thousands of small kernels, so that its time hardly grows with the batch.\n\n"
     heads = ["lesson", "threads", "pictures a step", "GFLOP a step", "pictures/s", "pictures per CPU s", "products, GFLOP/s", "training, GFLOP/s", "share"]
     return results, text + table(heads, rows) + "\n"
