@@ -57,6 +57,13 @@ class BrainPolicy(nn.Module):
                 for part in (brain.reader_blocks, brain.reader_norm):
                     part.requires_grad_(True)
 
+    obs = "top"  # what it sees, see `rollout.OBSERVATIONS`
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the pictures that it sees."""
+        return self.brain.config.size
+
     @property
     def looks(self) -> bool:
         """Does it need pictures to learn from? Frozen eyes see the same in the same picture."""

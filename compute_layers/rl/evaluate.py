@@ -77,7 +77,7 @@ def observe(
 
 
 def play(
-    player: Policy | str | Callable[[np.ndarray], np.ndarray],  # a policy, "random", "oracle", or observations -> actions
+    player: Policy | str | Callable[[np.ndarray], np.ndarray],  # a policy (or another net with `act`, `obs` and `size`, as `rl.brained` has), "random", "oracle", or observations -> actions
     stage: str | Stage = "near",
     n: int = LEVELS,
     greedy: bool = True,  # policies: the likeliest action; False: sampled
@@ -94,10 +94,9 @@ def play(
         raise ValueError(f"player must be a policy, a function, 'random' or 'oracle', got {player!r}")
     stage, rng = stage_of(stage), np.random.default_rng(action_seed)
     dice = None
-    if isinstance(player, Policy):
-        obs = player.config.obs
-        size = size or (player.config.eyes or {}).get("size") or (64 if obs in ("state", "sight") else player.config.inputs)
-        dice = torch.Generator(player.logits.weight.device).manual_seed(action_seed)
+    if hasattr(player, "act"):
+        obs, size = player.obs, size or player.size
+        dice = torch.Generator(next(player.parameters()).device).manual_seed(action_seed)
     success, taken, best = np.zeros(n, bool), np.full(n, stage.steps), np.zeros(n, np.int64)
     for first in range(0, n, chunk):
         world = stage.rooms(seed, min(chunk, n - first), first)
@@ -129,7 +128,7 @@ def policy_player(
     if obs == "pixels":
         raise ValueError(f"{folder} holds a policy for another world than this game")
     whole = Stage("any", 1, inner=obs == "state" and policy.config.inputs != len(GEOMETRY))
-    size = (policy.config.eyes or {}).get("size") or (64 if obs in ("state", "sight") else policy.config.inputs)
+    size = policy.size
     return lambda world: policy.act(observe(world, whole, obs, size))
 
 # %% ../../nbs/rl/evaluate.ipynb #5e0ef103
@@ -258,9 +257,8 @@ def film(
     if isinstance(player, str) and player != "oracle":
         raise ValueError(f"player must be a policy, a function or 'oracle', got {player!r}")
     stage, dice = stage_of(stage), None
-    if isinstance(player, Policy):
-        obs, dice = player.config.obs, torch.Generator(player.logits.weight.device).manual_seed(0)
-        seen_size = (player.config.eyes or {}).get("size") or (64 if obs in ("state", "sight") else player.config.inputs)
+    if hasattr(player, "act"):
+        obs, seen_size, dice = player.obs, player.size, torch.Generator(next(player.parameters()).device).manual_seed(0)
     world, frames = stage.rooms(levels.HELD_OUT_SEED, 1, room), []
     for _ in range(stage.steps):
         frames.append(picture.draw(world, size)[0])

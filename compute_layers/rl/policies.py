@@ -95,6 +95,16 @@ class Policy(nn.Module):
         self.logits = _layer(width, config.actions, 0.01, config.orthogonal)
         self.value = _layer(width, 1, 1.0, config.orthogonal)
 
+    @property
+    def obs(self) -> str:
+        """What it sees, see `rollout.OBSERVATIONS`."""
+        return self.config.obs
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the pictures that it sees; 64 for who is told numbers."""
+        return (self.config.eyes or {}).get("size") or (64 if self.obs in ("state", "sight") else self.config.inputs)
+
     def prepare(
         self,
         observations: Tensor,  # (B, inputs) floats, or (B, S, S, 3) uint8
