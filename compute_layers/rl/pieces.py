@@ -17,7 +17,7 @@ from ..lab.train import progress_bar
 from ..lab.weights import fit_weights, read_weights, save_weights
 
 # %% auto #0
-__all__ = ['piece']
+__all__ = ['piece', 'now_and_then']
 
 # %% ../../nbs/rl/pieces.ipynb #98cbd932
 def piece(
@@ -64,3 +64,30 @@ def piece(
     save_weights(folder, learned, {"piece": name}, files={"rows.json": json.dumps(rows)}, replace=folder.exists())
     half.unlink(missing_ok=True)
     return rows
+
+# %% ../../nbs/rl/pieces.ipynb #c317bfdd
+def now_and_then(
+    rows: Iterator[dict[str, float]],  # of a learning rule, with "frames" and "seconds"
+    look: Callable[[], float],  # an examination
+    times: int,  # of them in the whole run, one after each such share of it
+    frames: int,  # of the whole run
+    minutes: float = 0.0,  # of the clock, if the run ends by it
+    began: float | None = None,  # `time.monotonic()` from which "minutes" is counted; None: now
+    say: str = "",  # a name: what is found is printed, too
+) -> Iterator[dict[str, float]]:  # the same rows, with "minutes" and, now and then, "held_out"
+    """Examine a run on the way."""
+    started, looked, aside = time.monotonic(), 0, 0.0
+    began = started if began is None else began
+    for row in rows:
+        now = time.monotonic()
+        row["minutes"], row["seconds"] = (now - began) / 60, row["seconds"] - aside
+        over = max(row["frames"] / frames, (now - started) / (60 * minutes) if minutes else 0.0)
+        due = int(over * times / 0.98)  # the last one comes a little early: nobody knows which row is the last when a clock ends it
+        if due > looked:
+            before, looked = time.process_time(), due
+            row["held_out"] = look()
+            aside += time.process_time() - before
+            if say:
+                told = (f"{name} {row[name]:.3f}" for name in ("success", "held_out", "entropy", "explained_variance", "rung") if name in row)
+                print(f"{say}, {row['minutes']:.1f} minutes, {row['frames']:,} frames: " + ", ".join(told), flush=True)
+        yield row
