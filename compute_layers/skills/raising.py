@@ -590,6 +590,7 @@ class WayLesson:
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     device: str = "cpu"  # where the brain lives
     workers: int = -1  # processes that make steps ahead, see `lab.ahead.Ahead`
+    needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # as in the other lessons; nothing is asked here, so nothing depends on it
 
     def __post_init__(self):
         self._ahead = Ahead(self.make, self.device, self.workers)

@@ -203,11 +203,10 @@ class School:
         if not self.steps:
             return self.rows
         lesson, needs_file = self.lesson(), self.run.path("needs.json")
-        if self.only != "way":
-            lesson.needs = self._needs()
+        lesson.needs = self._needs()
         if self.run.resumed and needs_file.is_file():  # a resumed run asks what the unbroken one would have asked
             lesson.needs = [tuple(row) for row in json.loads(needs_file.read_text())]
-        every, examined = self.chosen.examine * (2 if self.only else 1), {start for start, _ in getattr(lesson, "needs", ())}
+        every, examined = self.chosen.examine * (2 if self.only else 1), {start for start, _ in lesson.needs}
 
         def look_in(row: dict) -> None:
             step = row["step"] + 1
