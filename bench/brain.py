@@ -34,7 +34,7 @@ class _AllTogether(contextlib.nullcontext):
 def share_of_products(brain, lesson, device: str, rounds: int, seconds: float, small=None) -> dict:
     """Steps of training (pictures made, forward, backward, AdamW) in turn with products of square matrices on the same device.
 
-    Operations are counted in a step of `small` where it is given, a lesson with fewer pictures, and are taken to grow with the pictures.
+    Operations are counted in a step of `small` where it is given, a lesson with fewer pictures of the same kinds, and are taken to grow with the pictures.
     """
     import torch
 
@@ -49,12 +49,16 @@ def share_of_products(brain, lesson, device: str, rounds: int, seconds: float, s
         seen += len(images) * (images.shape[1] if images.ndim == 5 else 1)
         return see(images)
 
+    brain.see = counted  # steps differ: those of some skills have more pictures
+
     def settle():
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def learn(lesson=lesson):
+    def learn(lesson=lesson) -> int:
+        """A step; how many pictures it saw."""
         nonlocal count
+        before = seen
         with torch.autocast(device, torch.bfloat16, enabled=wide):
             loss, _ = lesson(brain, count)
         loss.backward()
@@ -62,50 +66,45 @@ def share_of_products(brain, lesson, device: str, rounds: int, seconds: float, s
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         count += 1
+        return seen - before
 
-    def multiply():
+    def multiply() -> int:
+        """Some products; how many operations they are."""
         for _ in range(4):
             matrix @ matrix
+        return 4 * 2 * side**3
 
     def rate(work, seconds):
-        """Calls per second of wall time, and of CPU time."""
+        """What `work` returns per second of wall time, and of CPU time."""
         settle()
-        calls, start, cpu = 0, time.perf_counter(), time.process_time()
+        done, start, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - start < seconds:
-            work()
+            done += work()
             settle()
-            calls += 1
         taken = time.perf_counter() - start
-        return calls / taken, calls / max(time.process_time() - cpu, 1e-9)
+        return done / taken, done / max(time.process_time() - cpu, 1e-9)
 
-    def pictures_of(lesson):
-        nonlocal seen
-        seen, brain.see = 0, counted
-        learn(lesson)
-        brain.see = see
-        return seen
-
-    pictures = pictures_of(lesson)
-    if small is None:
-        flops = flops_of(learn)
-    else:
-        flops = round(flops_of(lambda: learn(small)) * pictures / pictures_of(small))
-        count = 1  # where the lesson went on making steps ahead
+    learn()
+    pictures = []
+    flops = flops_of(lambda: pictures.append(learn(small or lesson))) / pictures[0]  # of a picture
+    count = 1  # where the lesson went on making steps ahead
     learn(), multiply()
-    steps, shares, products, per_cpu = [], [], [], []
+    steps, before = count, seen
+    speeds, shares, products, per_cpu = [], [], [], []
     for _ in range(rounds):
-        step_rate, step_cpu_rate = rate(learn, seconds)
-        steps.append(step_rate), per_cpu.append(step_cpu_rate)
-        products.append(rate(multiply, seconds / 4)[0] * 4 * 2 * side**3)
-        shares.append(step_rate * flops / products[-1])
+        speed, cpu_speed = rate(learn, seconds)
+        speeds.append(speed), per_cpu.append(cpu_speed)
+        products.append(rate(multiply, seconds / 4)[0])
+        shares.append(speed * flops / products[-1])
+    brain.see = see
     return {
-        "pictures a step": pictures,
-        "GFLOP a step": round(flops / 1e9, 1),
-        "pictures per second": round(pictures * median(steps), 1),
-        "pictures per CPU second": round(pictures * median(per_cpu), 1),
+        "pictures a step": round((seen - before) / (count - steps), 1),
+        "GFLOP a picture": round(flops / 1e9, 3),
+        "pictures per second": round(median(speeds), 1),
+        "pictures per CPU second": round(median(per_cpu), 1),
         "matrix products, GFLOP/s": round(median(products) / 1e9, 1),
-        "training, GFLOP/s": round(median(steps) * flops / 1e9, 1),
-        "share of the matrix-product rate": round(median(shares), 3),
+        "training, GFLOP/s": round(median(speeds) * flops / 1e9, 1),
+        "share of the matrix-product rate": round(median(shares), 4),
     }
 
 
@@ -135,7 +134,7 @@ def main(quick: bool = False) -> tuple[dict, str]:
             part = plain // 4
             return RaiseLesson(all_words, size=brain.config.size, device=device, plain=plain, bare=2 * part, painted=part, drawn_rooms=2 * part, own_rooms=part, recalled_rooms=part, workers=workers)
 
-        return lambda: (brain, lesson(plain), None if device == "cpu" else lesson(min(plain // 4, 24), workers=0))
+        return lambda: (brain, lesson(plain), None if device == "cpu" else lesson(min(plain // 16 * 4, 24), workers=0))
 
     lessons = {"tiny, first questions": first_questions, "tiny, all skills": raising("tiny", 24)}
     if device == "cuda":
@@ -147,7 +146,7 @@ def main(quick: bool = False) -> tuple[dict, str]:
             torch.set_num_threads(threads)
             brain, lesson, small = make()
             entry = results[f"{name}, threads {threads}"] = share_of_products(brain, lesson, device, rounds, seconds, small)
-            rows.append([name, threads, *(f"{v:.0%}" if k.startswith("share") else f"{v:,}" for k, v in entry.items())])
+            rows.append([name, threads, *(f"{v:.1%}" if k.startswith("share") else f"{v:,}" for k, v in entry.items())])
     torch.set_num_threads(before)
     text = (
         f"A step of a lesson: rooms made and drawn {'by processes on the CPU while the GPU learns' if device == 'cuda' else 'on the cpu'}, asked about, forward, backward, AdamW. The machine's rate is that of products of square "
@@ -155,6 +154,6 @@ def main(quick: bool = False) -> tuple[dict, str]:
         f"continues (244 M, 224×224), which saw {RECORD} pictures a second on a GPU of the H200's class; it is measured where there is a GPU.\n\n"
     )
     if device == "cuda":
-        text += "Operations are counted in a lesson a quarter as large or smaller, and taken to grow with the pictures. A step of all skills is thousands of small kernels, so that its time hardly grows with the batch.\n\n"
-    heads = ["lesson", "threads", "pictures a step", "GFLOP a step", "pictures/s", "pictures per CPU s", "products, GFLOP/s", "training, GFLOP/s", "share"]
+        text += "Operations are counted in a smaller lesson, and taken to grow with the pictures. A step of all skills is thousands of small kernels, so that its time hardly grows with the batch.\n\n"
+    heads = ["lesson", "threads", "pictures a step", "GFLOP a picture", "pictures/s", "pictures per CPU s", "products, GFLOP/s", "training, GFLOP/s", "share"]
     return results, text + table(heads, rows) + "\n"
