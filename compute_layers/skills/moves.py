@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..game import facts, levels, oracle, physics
 from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World, array_module
+from .drawings import shortest_way
 from .inquiries import drawn_line, faced, walled
 from .questions import ANGLE_MARGIN
 from .skill import MOVES, Scene, Skill, Task, register
@@ -163,6 +164,14 @@ def _next_move(scene: Scene) -> Task:
     return Task(scene.draw(world)[:, None], right=scene.tensor(right), sure=scene.tensor(planned), world=world)
 
 
+def _next_move_walls(scene: Scene) -> Task:
+    """Rooms in which the way turns are the hard ones: one in eight."""
+    task = _next_move(scene)
+    points, found = (scene.tensor(known) for known in shortest_way(task.world))
+    task.hard = found & points[:, 2, 0].isfinite()
+    return task
+
+
 _taught(
     name="next_move",
     prompts=[(
@@ -179,7 +188,7 @@ _taught(
         "move around the walls to the gold", "find a way to the gold and make a move",
     )],
     held_out=[("now go around the walls to the gold", "what is the next move around the walls to the gold", "please find a way to the gold and make a move")],
-    make=_next_move,
+    make=_next_move_walls,
 )
 
 # %% ../../nbs/skills/moves.ipynb #2313e16e

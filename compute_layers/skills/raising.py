@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,11 +29,11 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'Phrasebook', 'trim', 'drawing_loss',
-           'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points', 'corner_loss',
-           'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'by_question', 'means', 'RaiseLesson',
-           'teach_glance', 'WayLesson', 'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand',
-           'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'Phrasebook', 'trim',
+           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
+           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'by_question', 'means',
+           'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route', 'teach_meanings', 'least_absolute',
+           'fit_hand', 'teach_inference', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -763,24 +763,90 @@ def fit_hand(
         brain.hand.weight += (torch.linalg.pinv(torch.stack(meant)) @ torch.stack(change)).T
     return errors
 
+# %% ../../nbs/skills/raising.ipynb #7be3d1f0
+def teach_inference(
+    brain: Brain,  # one that infers
+    known: dict[str, tuple[Tensor, Tensor, Tensor]],  # {skill: (N, F) what the eyes found, from `brain.finds`; (N,) the variant asked for; (N, V) bool: which answers are right}
+    weights: dict[str, float] | None = None,  # by what each lacks, see `ledger.weights_by_need`; None: all alike
+    steps: int = 18000,
+    rooms: int = 256,  # in each step, all of one skill
+    lr: float = 2e-3,  # falls to zero
+    stays: float = 0.3,  # weight of what words were told before: the reader is used to it
+    seed: int = 0,
+    progress: bool = True,
+) -> list[float]:  # the loss of each step
+    """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
+
+    Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
+    `infer_in` and `infer_out` in place.
+    """
+    device, names = brain.registers.device, list(known)
+    odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
+    odds = odds - 0.9 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
+    some = torch.cat([found[:500] for found, _, _ in known.values()])
+    mean, deviation = some.mean(0), some.std(0) + 1e-3  # what is found has a deviation of one here, and is given its own again in the end
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
+        weigh, bias = brain.infer_in.weight * deviation, brain.infer_in.bias + brain.infer_in.weight @ mean
+        unused = out.abs().amax(0) == 0  # these have never inferred anything
+        fresh = torch.randn(weigh.shape, generator=generator).to(device) * weigh.shape[1] ** -0.5 / 3
+        parts = [tell.clone(), torch.where(unused[:, None], fresh, weigh), torch.where(unused, 0.0, bias), out.clone()]
+        before = [tell, weigh, bias, out]
+    hears = lambda found, of: F.linear(found, of[0]) + F.linear(F.relu(F.linear(found - mean / deviation, *of[1:3])).square(), of[3])  # noqa: E731
+    heads = {name: (torch.randn(int(variant.max()) + 1, right.shape[1], len(out), generator=generator) * len(out) ** -0.5).to(device).requires_grad_() for name, (_, variant, right) in known.items()}
+    spread = hears(some / deviation, before).std(0).mean().square()
+    parameters = [part.requires_grad_() for part in parts] + list(heads.values())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    losses = []
+    for _ in progress_bar(range(steps), progress, desc="inferring", unit="step"):
+        name = names[int(torch.multinomial(odds, 1, generator=generator))]
+        found, variant, right = known[name]
+        rows = torch.randint(len(found), (rooms,), generator=generator).to(device)
+        found, right = found[rows] / deviation, right[rows].float()
+        heard = hears(found, parts)
+        guess = torch.einsum("nvw,nw->nv", heads[name][variant[rows]], heard).log_softmax(-1)
+        wrong = -(right / right.sum(1, keepdim=True).clamp(min=1) * guess).sum(1).mean()
+        loss = wrong + stays * (heard - hears(found, before)).square().mean() / spread
+        optimizer.zero_grad(), loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step(), schedule.step()
+        losses.append(wrong.item())
+    with torch.no_grad():
+        brain.tell.weight.copy_(parts[0] / deviation)
+        brain.infer_in.weight.copy_(parts[1] / deviation)
+        brain.infer_in.bias.copy_(parts[2] - brain.infer_in.weight @ mean)
+        brain.infer_out.weight.copy_(parts[3])
+    return losses
+
+
 # %% ../../nbs/skills/raising.ipynb #d29e5f10
 READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", "tell", "infer_in", "infer_out")  # parts of a brain
+
+
+MOST = 16  # times as many rooms as usual are looked at for a skill that lags most
 
 
 class _Seen:
     """What a brain made of some rooms of one skill, or of several that ask about the same pictures."""
 
-    def __init__(self, brain: Brain, canvases: list[Tensor]):
-        self.gist, self.found, self.asked = [], [], {}
+    def __init__(
+        self,
+        brain: Brain,
+        batches: Iterable[tuple[Tensor, dict[str, Task]]],  # pictures, and what each skill asks about them
+        progress,  # a bar, in rooms
+    ):
+        gist, found, asked = [], [], {}
         with torch.no_grad():
-            for part in canvases:
-                memory = brain.see(part.to(brain.registers.device))
-                self.gist.append(brain.gist(memory)), self.found.append(brain.finds(memory))
-        self.gist, self.found = torch.cat(self.gist), None if self.found[0] is None else torch.cat(self.found)
-
-    def ask(self, skill: Skill, tasks: list[Task]) -> None:
-        """What is asked about these rooms, and what is right."""
-        self.asked[skill.name] = tuple(torch.cat([getattr(task, what) for task in tasks]).to(self.gist.device) for what in ("variant", "right"))
+            for canvases, tasks in batches:
+                memory = brain.see(canvases.to(brain.registers.device))
+                gist.append(brain.gist(memory)), found.append(brain.finds(memory))
+                for name, task in tasks.items():
+                    asked.setdefault(name, []).append((task.variant, task.right))
+                progress.update(len(canvases))
+        self.gist, self.found = torch.cat(gist), None if found[0] is None else torch.cat(found)
+        self.asked = {name: tuple(torch.cat(part).to(self.gist.device) for part in zip(*those)) for name, those in asked.items()}
 
 
 @dataclass
@@ -792,9 +858,10 @@ class ReaderLesson:
 
     brain: Brain
     skills: list[Skill]
-    rooms: int = 4000  # for a skill that is wrong in two of a hundred rooms more than the best; up to three times as many for one that lacks more, a fifth for one that lacks nothing
+    rooms: int = 4000  # for a skill that is wrong in one of two hundred rooms more than the best; four times as many for one that lacks twice as much, up to `MOST` times; a fifth for one that lacks nothing
     asked: int = 8  # skills in each step
     each: int = 32  # rooms of each
+    inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
     kept: float = 10.0  # weight of what must stay
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
@@ -818,38 +885,51 @@ class ReaderLesson:
         if not weights:
             return self.rooms
         lacks = weights.get(skill.name, 1.0) - min(weights.values())
-        return round(self.rooms * min(max(lacks / 0.02, 0.2), 3.0))
+        pictures = skill.make(skill.scene(self.seed, 2, size=self.size)).canvases.shape[1]
+        return round(self.rooms * min(max((lacks / 0.005) ** 2, 0.2), max(1, MOST / pictures)))
+
+    def _tasks(self, skill: Skill, n: int) -> Iterator[Task]:
+        """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard."""
+        given, first = 0, 0
+        while given < n:
+            task = skill.make(skill.scene(self.seed, min(self.batch, n - given), first=first, size=self.size))
+            first += len(task.canvases)
+            if task.hard is not None and given > self.rooms and given < n - (n - self.rooms) // 2:
+                kept = task.hard & task.sure
+                task = Task(task.canvases[kept], task.variant[kept], task.right[kept])
+            given += len(task.canvases)
+            yield task
 
     def look(self) -> None:
         """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
         weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
-        progress = progress_bar(show=self.progress, desc="looking", unit="room")
-        plain = []
-        for skill in self.spoken:
-            scenes = lambda n: [skill.scene(self.seed, min(self.batch, n - first), first=first, size=self.size) for first in range(0, n, self.batch)]  # noqa: E731, B023
-            if sees_plain_rooms(skill, self.seed, self.size):
-                plain.append(skill)
-                continue
-            tasks = [skill.make(scene) for scene in scenes(self._rooms_for(skill, weights))]
-            self._note(_Seen(self.brain, [task.canvases for task in tasks]), {skill: tasks}, progress)
-        starts = range(0, self.rooms, self.batch)
-        worlds = [levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1) for first in starts]
-        tasks = {skill: [skill.make(Scene(world, self.size, (self.seed << 24) + 64 * first + k)) for first, world in zip(starts, worlds)] for k, skill in enumerate(plain)}
-        self.plain = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
-        self._note(self.plain, tasks, progress)
+        plain = [skill for skill in self.spoken if sees_plain_rooms(skill, self.seed, self.size)]
+        many = {skill: self._rooms_for(skill, weights) for skill in self.spoken if skill not in plain}
+        progress = progress_bar(total=sum(many.values()) + self.rooms + self.rooms // 5, show=self.progress, desc="looking", unit="room")
+        for skill, n in many.items():
+            seen = _Seen(self.brain, ((task.canvases, {skill.name: task}) for task in self._tasks(skill, n)), progress)
+            self.seen.append(seen)
+            self.of[skill.name] = seen
+
+        def asked(first: int) -> tuple[Tensor, dict[str, Task]]:
+            world = levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1)
+            tasks = {skill.name: skill.make(Scene(world, self.size, (self.seed << 24) + 64 * first + k)) for k, skill in enumerate(plain)}
+            return Scene(world, self.size, 0).draw(), tasks
+
+        self.plain = _Seen(self.brain, map(asked, range(0, self.rooms, self.batch)), progress)
+        self.seen.append(self.plain)
+        self.of |= dict.fromkeys(self.plain.asked, self.plain)
         worlds = [levels.bare(self.seed, min(self.batch, self.rooms // 5 - first), first=first) for first in range(0, self.rooms // 5, self.batch)]
-        self.bare = _Seen(self.brain, [Scene(world, self.size, 0).draw() for world in worlds])
+        self.bare = _Seen(self.brain, ((Scene(world, self.size, 0).draw(), {}) for world in worlds), progress)
         self.truths = torch.cat([QuestionBank(self.brain.words).truths(facts.read(world)) for world in worlds]).to(self.device)
         progress.close()
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
 
-    def _note(self, seen: _Seen, tasks: dict[Skill, list[Task]], progress) -> None:
-        """Remember some rooms for the skills that ask about them."""
-        for skill, those in tasks.items():
-            seen.ask(skill, those)
-            self.of[skill.name] = seen
-        self.seen.append(seen)
-        progress.update(len(seen.gist))
+    def infer(self, brain: Brain) -> list[float]:
+        """See `teach_inference`: all that lags, before it is put into words. For a lesson that has looked."""
+        weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
+        known = {name: (seen.found, *seen.asked[name]) for name, seen in self.of.items()}
+        return teach_inference(brain, known, weights, self.inferred, seed=self.seed, progress=self.progress)
 
     def _rows(self, seen: _Seen, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """Which rooms, their registers, and what was found in them."""
@@ -864,6 +944,8 @@ class ReaderLesson:
         """The loss of one step."""
         if not self.seen:
             self.look()
+            if step == 0 and self.inferred:
+                self.infer(brain)
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         weights = next((w for start, w in reversed(self.needs) if start <= step), {})
         odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])

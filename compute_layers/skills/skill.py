@@ -86,6 +86,7 @@ class Task:
     drawn: World | None = None  # the rooms that a right drawing shows, for judging by reading
     moved: Tensor | None = None  # (B, 6) what `brain.model.move` must be told to draw it, where moving one thing does most of it
     pen: Tensor | None = None  # (B, 2 PEN_POINTS) what `brain.model.pen` must be told, where a line does; in room sides
+    hard: Tensor | None = None  # (B,) bool: rooms that are rare and ask for more than the others: those who lag practise them more; None: there are none
 
     def __post_init__(self):
         rows = len(self.canvases)
