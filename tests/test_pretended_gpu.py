@@ -62,7 +62,7 @@ def test_a_brain_is_raised_on_it():
         assert len(examine_pairs(brain, MINIMAL_PAIRS[:1], n=2)) == 1
         teach_meanings(brain, skills, steps=1, requests=4, progress=False), fit_hand(brain, some, rooms=200, batch=100, progress=False)
         teach_glance(brain, steps=1, rooms=4, progress=False), teach_route(brain, steps=1, rooms=4, progress=False)
-        assert ReaderLesson(brain, some[:1], rooms=10, each=2, batch=5, progress=False)(brain, 0)[0].is_cuda
+        assert ReaderLesson(brain, some[:1], rooms=10, inferred=2, each=2, batch=5, progress=False)(brain, 0)[0].is_cuda
 
 
 def test_made_ahead_comes_in_one_piece():
