@@ -784,7 +784,7 @@ def teach_inference(
     odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
     odds = odds - 0.9 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
     some = torch.cat([found[:500] for found, _, _ in known.values()])
-    mean, deviation = some.mean(0), some.std(0) + 1e-3  # what is found has a deviation of one here, and is given its own again in the end
+    mean, deviation = some.mean(0), some.std(0).clamp(min=0.05)  # what is found has a deviation of one here, and is given its own again in the end; what is seldom found counts no more for that
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
@@ -795,7 +795,9 @@ def teach_inference(
         before = [tell, weigh, bias, out]
     hears = lambda found, of: F.linear(found, of[0]) + F.linear(F.relu(F.linear(found - mean / deviation, *of[1:3])).square(), of[3])  # noqa: E731
     heads = {name: (torch.randn(int(variant.max()) + 1, right.shape[1], len(out), generator=generator) * len(out) ** -0.5).to(device).requires_grad_() for name, (_, variant, right) in known.items()}
-    spread = hears(some / deviation, before).std(0).mean().square()
+    some = some / deviation
+    was = hears(some, before)
+    spread = was.std(0).mean().square()
     parameters = [part.requires_grad_() for part in parts] + list(heads.values())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -808,7 +810,8 @@ def teach_inference(
         heard = hears(found, parts)
         guess = torch.einsum("nvw,nw->nv", heads[name][variant[rows]], heard).log_softmax(-1)
         wrong = -(right / right.sum(1, keepdim=True).clamp(min=1) * guess).sum(1).mean()
-        loss = wrong + stays * (heard - hears(found, before)).square().mean() / spread
+        kept = torch.randint(len(some), (rooms,), generator=generator).to(device)  # of all skills alike
+        loss = wrong + stays * (hears(some[kept], parts) - was[kept]).square().mean() / spread
         optimizer.zero_grad(), loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step(), schedule.step()
