@@ -764,6 +764,8 @@ def fit_hand(
     return errors
 
 # %% ../../nbs/skills/raising.ipynb #7be3d1f0
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def teach_inference(
     brain: Brain,  # one that infers
     known: dict[str, tuple[Tensor, Tensor, Tensor]],  # {skill: (N, F) what the eyes found, from `brain.finds`; (N,) the variant asked for; (N, V) bool: which answers are right}
@@ -777,7 +779,7 @@ def teach_inference(
 ) -> list[float]:  # the loss of each step
     """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
 
-    Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
+    In full precision, also inside a step of `lab.train` (there, autocast would go on using the weights as they first were). Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
     `infer_in` and `infer_out` in place.
     """
     device, names = brain.registers.device, list(known)
