@@ -271,7 +271,7 @@ def run_season(
                 for row, future in zip(examined, progress(clocks) if progress else clocks):
                     row |= future.result()
             else:
-                for row in examined:
+                for row in progress(examined) if progress else examined:
                     real_time(folder, row, places[row["arena"]], chosen)
     evidence = []
     for row in rows:

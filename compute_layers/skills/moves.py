@@ -176,7 +176,7 @@ _taught(
     name="next_move",
     prompts=[(
         "go to the gold", "what is the next move to the gold", "make the next move to the gold", "move [to|toward] the gold", "make a move [to|toward] the gold",
-        "eat the gold",
+        "eat the gold", "make your next move to the gold", "tell me your next move to the gold",
     )],
     held_out=[("now go to the gold", "please move toward the gold", "what is your next move to the gold")],
     make=_next_move, rooms=levels.bare,
