@@ -46,11 +46,14 @@ def main(
             for arena, minds in meet.items():
                 print(f"{arena}: {', '.join(minds)}")
         else:
-            before = json.loads((repo_root() / season.STANDINGS).read_text(encoding="utf8")) if options.add else []
+            file = repo_root() / season.STANDINGS
+            before = json.loads(file.read_text(encoding="utf8")) if file.is_file() else []
             new = [row for folder in options.folders for row in season.standings(folder)]
-            rows = list({(row["arena"], row["mind"]): row for row in [*before, *new]}.values())
+            rows = list({(row["arena"], row["mind"]): row for row in [*(before if options.add else []), *new]}.values())
             path = season.write_standings(rows)
             print(f"{len(rows)} rows of {len({r['arena'] for r in rows})} arenas in {path.name}")
+            if dropped := {(row["arena"], row["mind"]) for row in before} - {(row["arena"], row["mind"]) for row in rows}:
+                print(f"{len(dropped)} rows that stood there were left out, since these seasons did not play them: --add keeps them (git has the file as it was)")
     except (evidence.EvidenceError, ValueError, FileNotFoundError, json.JSONDecodeError) as error:
         print(error, file=sys.stderr)
         return 1
