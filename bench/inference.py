@@ -1,22 +1,20 @@
-"""How many rooms does it take to infer the next move from what the eyes found? `python bench/inference.py`: ten minutes of one core.
+"""How many rooms does it take to infer the next move from what the eyes found? No speed, so no part of `make bench`: `python bench/inference.py`, ten minutes of one core.
 
 A small net (a linear layer, and one of squared rectified units, as in `Brain.told`) is given what the eyes of the shipped brain found in each room, and nothing else.
 """
 from __future__ import annotations
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compute_layers import brain
 from compute_layers.brain.model import Brain
 from compute_layers.game import levels
+from compute_layers.lab.train import progress_bar
 from compute_layers.skills import SKILLS, Skill
 
-MOVES = ("next_move", "next_move_walls")
+ASKED = ("next_move", "next_move_walls")
 ROOMS, HARD, TEST = (4000, 12000, 24000, 96000), 50000, 3000
 SEED = 6
 
@@ -42,12 +40,12 @@ def look(
     batch: int = 100,
 ) -> tuple[Tensor, Tensor, Tensor]:  # (N, F) what was found, (N, V) which answers are right, (N,) can the picture decide it?
     """What the eyes find in rooms of a skill."""
-    seen, bar, first = [], tqdm(total=n, desc=skill.name, unit="room", mininterval=10), 0
-    while bar.n < n:
+    seen, bar, first, kept = [], progress_bar(total=n, desc=skill.name, unit="room"), 0, 0
+    while kept < n:
         task = skill.make(skill.scene(seed, batch, first=first, size=eyes.config.size))
         rows = task.hard & task.sure if hard else torch.ones_like(task.sure)
         seen.append((eyes.finds(eyes.see(task.canvases[rows])), task.right[rows], task.sure[rows]))
-        first += batch
+        first, kept = first + batch, kept + int(rows.sum())
         bar.update(int(rows.sum()))
     bar.close()
     return tuple(map(torch.cat, zip(*seen)))
@@ -82,7 +80,7 @@ def learn(
 def main() -> None:
     torch.set_num_threads(1)
     eyes = brain.load("raised")
-    for name in MOVES:
+    for name in ASKED:
         skill = SKILLS[name]
         test = look(eyes, skill, TEST, levels.HELD_OUT_SEED + 25)
         found, right, sure = look(eyes, skill, max(ROOMS), SEED)
@@ -95,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -176,7 +176,7 @@ def meter_rows(
     folder: Path,
     rows: list[dict],
     arenas: dict[str, Arena],
-    progress: Callable[[Any], Any] | None = None,
+    progress: Callable[[Any], Any] = list,
     workers: int = 1,  # chunks that are counted at the same time
 ) -> None:
     """Count instructions of every row that has none yet: by callgrind, and by the CPU's own counter where there is one."""
@@ -202,7 +202,7 @@ def meter_rows(
             _write(folder / f"{sample.name}.json", row)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:  # the counting is done by processes; these only wait for them
-        for future in (progress if progress else list)([pool.submit(count, chunk) for chunk in work]):
+        for future in progress([pool.submit(count, chunk) for chunk in work]):
             future.result()
 
 
@@ -240,7 +240,7 @@ def run_season(
     meter: bool = True,
     episodes: int = 0,  # of the exam; 0: the preset's
     effort: float = 0.0,  # of the makers; 0: the preset's
-    progress: Callable[[Any], Any] | None = None,  # wraps a list of things to do, such as `tqdm`
+    progress: Callable[[Any], Any] = list,  # wraps a list of things to do, such as `lab.train.progress_bar`
     workers: int = 1,  # processes that make minds and let them play; what is timed meanwhile is a little slower
 ) -> list[dict]:  # one row for each pair
     """Play, measure, and keep the evidence. Deterministic in scores; instruction counts repeat within a thousandth."""
@@ -257,21 +257,21 @@ def run_season(
             slow_first = sorted(pairs, key=lambda pair: not MAKERS[pair[1]].slow)  # so that no core waits for a long one at the end
             begun = {pair: pool.submit(_play_named, folder, *pair, chosen, seed) for pair in slow_first}
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # when one fails
-            for pair in progress(slow_first) if progress else slow_first:
+            for pair in progress(slow_first):
                 begun[pair].result()
             rows = [begun[pair].result() for pair in pairs]
         else:
-            rows = [play_pair(folder, places[place], MAKERS[name], chosen, seed) for place, name in (progress(pairs) if progress else pairs)]
+            rows = [play_pair(folder, places[place], MAKERS[name], chosen, seed) for place, name in progress(pairs)]
         if meter:
             meter_rows(folder, rows, places, progress, workers)
             examined = [row for row in rows if "episodes" in row]
             if workers > 1:
                 examined.sort(key=lambda row: -(row.get("instructions") or 0) * places[row["arena"]].steps)  # the longest first
                 clocks = [pool.submit(_real_time_named, folder, row, chosen) for row in examined]
-                for row, future in zip(examined, progress(clocks) if progress else clocks):
+                for row, future in zip(examined, progress(clocks)):
                     row |= future.result()
             else:
-                for row in progress(examined) if progress else examined:
+                for row in progress(examined):
                     real_time(folder, row, places[row["arena"]], chosen)
     evidence = []
     for row in rows:

@@ -31,9 +31,9 @@ from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
 # %% auto #0
 __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'Phrasebook', 'trim',
            'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
-           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'by_question', 'means',
-           'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route', 'teach_meanings', 'least_absolute',
-           'fit_hand', 'teach_inference', 'ReaderLesson']
+           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
+           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
+           'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -290,6 +290,14 @@ def knows_meanings(
 DISCOUNT = 0.95  # of gold, for each step until it is eaten
 
 
+def needs_at(
+    needs: list[tuple[int, dict[str, float]]],  # (from step, {skill: weight}), in the order of the steps
+    step: int,
+) -> dict[str, float]:  # empty before the first
+    """What lags at a step."""
+    return next((weights for start, weights in reversed(needs) if start <= step), {})
+
+
 def by_question(
     logits: Tensor,  # (B, K, A, vocabulary)
     replies: Tensor,  # (B, K, A) tokens
@@ -362,7 +370,7 @@ class RaiseLesson:
         group = self.groups[group]
         if not group:
             return []
-        weights = next((w for start, w in reversed(self.needs) if start <= step), {})
+        weights = needs_at(self.needs, step)
         odds = np.array([weights.get(skill.name, 1.0) for skill in group])
         return [group[i] for i in chance.choice(len(group), min(n, len(group)), replace=False, p=odds / odds.sum())]
 
@@ -907,7 +915,7 @@ class ReaderLesson:
 
     def look(self) -> None:
         """See all rooms that are asked about: done by the first step, so that a run that is over already needs none."""
-        weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
+        weights = needs_at(self.needs, 0)
         plain = [skill for skill in self.spoken if sees_plain_rooms(skill, self.seed, self.size)]
         many = {skill: self._rooms_for(skill, weights) for skill in self.spoken if skill not in plain}
         progress = progress_bar(total=sum(many.values()) + self.rooms + self.rooms // 5, show=self.progress, desc="looking", unit="room")
@@ -932,7 +940,7 @@ class ReaderLesson:
 
     def infer(self, brain: Brain) -> list[float]:
         """See `teach_inference`: all that lags, before it is put into words. For a lesson that has looked."""
-        weights = next((w for start, w in reversed(self.needs) if start <= 0), {})
+        weights = needs_at(self.needs, 0)
         known = {name: (seen.found, *seen.asked[name]) for name, seen in self.of.items()}
         return teach_inference(brain, known, weights, self.inferred, seed=self.seed, progress=self.progress)
 
@@ -952,7 +960,7 @@ class ReaderLesson:
             if step == 0 and self.inferred:
                 self.infer(brain)
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
-        weights = next((w for start, w in reversed(self.needs) if start <= step), {})
+        weights = needs_at(self.needs, step)
         odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])
         report = {"said": []}
         for k in chance.choice(len(self.spoken), min(self.asked, len(self.spoken)), replace=False, p=odds / odds.sum()):

@@ -183,7 +183,7 @@ class School:
         if self.only == "reader":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.partition(".")[0] in READER)
-            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * self.brain.config.told, each=max(4, round(4 / 3 * self.plain)), seed=self.seed, needs=self._needs())
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * self.brain.config.told, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))
