@@ -64,13 +64,14 @@ class BrainConfig:
     told: bool = False  # with scenery: every word that it reads or says is told what its eyes found in the newest canvas (with trail: and the way back)
     waves: bool = False  # with told: angles and the distance to the gold are told in short waves, too, so that a degree is heard
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
+    crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     values: bool = False  # it can say how good a picture is for the agent
 
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("infers", "told")):
+        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("infers", "told")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -396,7 +397,7 @@ def closer(
     return 1 - cut.flatten(1).float() * (1 / 255), middle / size
 
 
-GLANCED = 10  # agent x, y, cos, sin; gold x, y; blue ink in patches, and that times its place x, y; pieces of gold
+GLANCED = 11  # agent x, y, cos, sin; gold x, y; blue ink in patches, and that times its place x, y; pieces of gold; blue ink on walls, in sides of a patch
 
 
 class Glance(nn.Module):
@@ -413,15 +414,19 @@ class Glance(nn.Module):
         pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
         places: Tensor,  # (N, 2, 2): roughly where the agent and the gold are, x, y in room sides
     ) -> Tensor:  # (N, GLANCED)
-        """Where they are, which way the agent looks, and how much there is of the two colours that are counted."""
+        """Where they are, which way the agent looks, how much there is of the two colours that are counted, and how much of the blue lies on black.
+
+        The rim of a line is half ink and half ground: on white it is light blue, on black dark blue.
+        """
         size, found = pictures.shape[1], []
         for k, (inner, outer) in enumerate(zip(self.windows_in, self.windows_out)):
             window, middle = closer(pictures, places[:, k], self.patch)
             said = outer(F.relu(inner(window)).square())
             found += [middle + said[:, :2] * (self.patch / size), F.normalize(said[:, 2:], dim=-1)]
-        blue, pieces = blue_ink(pictures) / self.patch**2, gold_ink(pictures).sum((1, 2)) / (math.pi * (GOLD_RADIUS * size) ** 2)
+        ink, pieces = blue_ink(pictures), gold_ink(pictures).sum((1, 2)) / (math.pi * (GOLD_RADIUS * size) ** 2)
+        blue, on_walls = ink / self.patch**2, (ink * (1 - pictures[..., 2] / 255)).sum((1, 2)) / self.patch
         at = (torch.arange(size, device=pictures.device) + 0.5) / size
-        return torch.cat([*found[:3], torch.stack([blue.sum((1, 2)), (blue.sum(1) * at).sum(1), (blue.sum(2) * at).sum(1), pieces], -1)], -1)
+        return torch.cat([*found[:3], torch.stack([blue.sum((1, 2)), (blue.sum(1) * at).sum(1), (blue.sum(2) * at).sum(1), pieces, on_walls], -1)], -1)
 
 
 BENDS = 2  # of a way: as many are looked for
@@ -583,7 +588,7 @@ class Brain(nn.Module):
             self.trail = nn.Linear(2, width, bias=False)
             nn.init.normal_(self.trail.weight, std=0.3)
         if config.told:
-            told = POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route
+            told = POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route + config.canvases * config.crossings
             self.tell = nn.Linear(told, width, bias=False)
             nn.init.normal_(self.tell.weight, std=0.02)
             if config.infers:
@@ -706,7 +711,7 @@ class Brain(nn.Module):
         """What the patches found beside agent and gold, see `SCENERY`."""
         with self._exactly():
             says = self.patch_scenery(self._patches(memory).float())
-            return read_scenery(says, landmarks, self.glances(memory)[..., 6:] if self.config.glance else None)
+            return read_scenery(says, landmarks, self.glances(memory)[..., 6:10] if self.config.glance else None)
 
     def marks(
         self,
@@ -760,6 +765,9 @@ class Brain(nn.Module):
             way = self.turns(memory)[:, 0] - landmarks[:, -1, :2]
             bearing = _bearing(landmarks[:, -1, 2:4], F.normalize(way, dim=-1))
             found = torch.cat([found, way, bearing, doubled(bearing[:, None])], -1)
+        if self.config.crossings:
+            on_walls = F.softsign(CHANGE * self.glances(memory)[..., 10]).flip(1)  # the newest first
+            found = torch.cat([found, F.pad(on_walls, (0, self.config.canvases - on_walls.shape[1]))], -1)
         return found.to(memory.dtype)
 
     def told(
@@ -1102,7 +1110,7 @@ def grow(
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
             "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route]),
-            **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route])),
+            **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route, of.canvases * of.crossings])),
         }
 
     new, old = grown.state_dict(), brain.state_dict()
