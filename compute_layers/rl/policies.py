@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..game.world import ACTIONS
 from ..lab.weights import WeightsError, fit_weights, read_weights, save_weights
-from .eyes import Eyes, EyesConfig
+from .eyes import Eyes, EyesConfig, relations
 from .rollout import GEOMETRY, Act, sample
 
 # %% auto #0
@@ -35,7 +35,7 @@ class PolicyConfig:
     separate_value: bool = True  # numbers only: the value has a net of its own
     orthogonal: bool = True  # initial weights as in Huang et al. 2022, detail 2; False: torch's
     scale: float = 8.0  # numbers are multiplied by this: most are lengths of a fraction of a room
-    eyes: dict | None = None  # pictures are read by frozen eyes of this shape (see `rl.eyes`), and the net gets their numbers
+    eyes: dict | None = None  # pictures are read by eyes of this shape (see `rl.eyes`), frozen at first, and the net gets their numbers
 
     def __post_init__(self):
         if self.obs not in ("state", "sight", "ego", "top", "pixels"):
@@ -111,7 +111,7 @@ class Policy(nn.Module):
     ) -> Tensor:  # what the net itself reads
         """Scaled numbers, or floats in [0, 1] with the channels first (of the game: the ink, so that white paper is 0); through the eyes, if it has some."""
         if self.eyes is not None and observations.dim() == 4:
-            observations = self.eyes.geometry(observations)
+            observations = relations(self.eyes(observations))  # the eyes learn, too, where they are set free: `policy.eyes.requires_grad_(True)`
         if self.config.sees_numbers:
             return observations.float() * self.config.scale
         light = observations.permute(0, 3, 1, 2).float() / 255
