@@ -143,7 +143,7 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
-    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "way": where ways turn, see `raising.WayLesson`; "": everything
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "": everything
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -154,8 +154,8 @@ class School:
             raise ValueError("there is nothing to teach: no skills were given")
         if not 0 <= self.keep < 1:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
-        if self.only not in ("", "reader", "way"):
-            raise ValueError(f'only must be "reader" or "way", or "" for everything, got {self.only!r}')
+        if self.only not in ("", "reader", "inference", "way"):
+            raise ValueError(f'only must be "reader", "inference" or "way", or "" for everything, got {self.only!r}')
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
@@ -180,10 +180,10 @@ class School:
 
     def lesson(self) -> RaiseLesson | ReaderLesson | WayLesson:
         """The lesson, in proportion to the number of plain rooms."""
-        if self.only == "reader":
+        if self.only in ("reader", "inference"):
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.partition(".")[0] in READER)
-            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * self.brain.config.told, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))
