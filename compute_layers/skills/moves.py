@@ -98,7 +98,7 @@ _taught(
 )
 _taught(
     name="turn_from_gold",
-    prompts=[("turn from the gold", "turn away from the gold", "make a turn [|away] from the gold", "turn a little away from the gold", "turn your back to the gold", "turn so that the gold is behind you")],
+    prompts=[("turn from the gold", "turn away from the gold", "make a turn [|away] from the gold", "turn a little away from the gold", "turn your back to the gold", "stand with your back to the gold", "turn so that you look away from the gold")],
     held_out=[("now turn away from the gold", "please turn from the gold", "turn so that your back is to the gold")],
     make=_turn_away,
 )
