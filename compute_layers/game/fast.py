@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from compute_layers.game.world import (
-    AGENT_RADIUS, BACKWARD, EXIT_WIDTH, EYE_AHEAD, EYE_RADIUS, FORWARD, GOLD_RADIUS, INNER_WALL_LENGTH, NOOP, REACH, STEP, TURN,
+    ACTIONS, AGENT_RADIUS, BACKWARD, EXIT_WIDTH, EYE_AHEAD, EYE_RADIUS, FORWARD, GOLD_RADIUS, INNER_WALL_LENGTH, NOOP, REACH, STEP, TURN,
     TURN_LEFT, TURN_RIGHT, WALL,
 )
 
@@ -22,9 +22,10 @@ _inlined = njit(cache=True, nogil=True, _nrt=False, inline="always")
 # %% auto #0
 __all__ = ['CANDIDATES', 'MAX_INNER_WALLS', 'MAX_GOLD', 'SHOW_AGENT', 'SHOW_WALLS', 'SHOW_GOLD', 'SHOW_ALL', 'STATE_GOLD',
            'STATE_WALLS', 'STATE_GOLD_AT', 'STATE_WALLS_AT', 'STATE_SIZE', 'GRID', 'FLOOD_GRID', 'QUARTER',
-           'LONGEST_SEGMENT', 'FAR', 'SEEN', 'uniform', 'make_level', 'make_levels', 'free_step', 'step_room',
-           'step_rooms', 'draw_room', 'draw_rooms', 'state_of_room', 'reset_envs', 'step_envs', 'plan_rooms',
-           'first_actions', 'solvable_rooms', 'way_fields', 'read_rooms']
+           'LONGEST_SEGMENT', 'FAR', 'CORNER_CELLS', 'MOST_POSES', 'HEADINGS', 'SEEN', 'uniform', 'make_level',
+           'make_levels', 'free_step', 'step_room', 'step_rooms', 'draw_room', 'draw_rooms', 'state_of_room',
+           'reset_envs', 'step_envs', 'plan_rooms', 'first_actions', 'solvable_rooms', 'way_fields', 'around_rooms',
+           'read_rooms']
 
 # %% ../../nbs/game/fast.ipynb #ce022d5f
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -956,6 +957,195 @@ def way_fields(gold, gold_here, walls, fields):
     for i in range(fields.shape[0]):
         _free_cells(walls[i], free)
         _fill_field(free, gold[i], gold_here[i], -9.0, -9.0, fields[i], first, link, cell)
+
+# %% ../../nbs/game/fast.ipynb #3e25a0bf
+CORNER_CELLS = 256  # a side of the grid in which `around_rooms` takes two places for one
+MOST_POSES = 1 << 17  # that it looks at in one room before it gives up
+HEADINGS = round(2 * math.pi / TURN)
+_ROOMY, _TIGHT = 0.92 * AGENT_RADIUS, 0.9 * AGENT_RADIUS  # the corners lie this far from their walls, and the way between them this far from all: a step may cut a corner
+_OPTIMISM = 0.5  # actions that the reckoning may be too long by
+
+
+@_inlined
+def _between(a, b):
+    """The angle between two directions, 0 … π."""
+    apart = abs(a - b) % (2 * math.pi)
+    return min(apart, 2 * math.pi - apart)
+
+
+@_compiled
+def _sees(px, py, qx, qy, short, walls):
+    """May the agent go straight to a place, or until it is `short` of it?"""
+    dx, dy = qx - px, qy - py
+    far = math.sqrt(dx * dx + dy * dy)
+    if far <= short + 1e-9:
+        return True
+    for w in range(walls.shape[0]):
+        if walls[w, 2] > 0.0:
+            lo, hi = _blocked(px, py, dx / far, dy / far, walls, w, _TIGHT)
+            if lo < far - short - 1e-9 and hi > 1e-9:
+                return False
+    return True
+
+
+@_inlined
+def _aim(far):
+    """How far beside the gold the agent may aim and still eat it."""
+    return math.asin(min(1.0, REACH / max(far, 1e-9)))
+
+
+@_compiled
+def _corners(gx, gy, walls, places, bearings, lengths, left):
+    """The gold and the corners that the agent can stand at into `places`; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places."""
+    n, low = 1, WALL + _TIGHT
+    places[0, 0], places[0, 1] = gx, gy
+    for w in range(walls.shape[0]):
+        if walls[w, 2] > 0.0:
+            cos, sin = math.cos(walls[w, 4]), math.sin(walls[w, 4])
+            for k in range(4):
+                u = walls[w, 2] + _ROOMY if k % 2 else -_ROOMY
+                v = walls[w, 3] + _ROOMY if k // 2 else -_ROOMY
+                x, y = walls[w, 0] + cos * u - sin * v, walls[w, 1] + sin * u + cos * v
+                if low <= min(x, y) and max(x, y) <= 1 - low and _is_free(x, y, _TIGHT, walls):
+                    places[n, 0], places[n, 1] = x, y
+                    n += 1
+    for v in range(n):
+        for w in range(n):
+            dx, dy = places[w, 0] - places[v, 0], places[w, 1] - places[v, 1]
+            short = REACH if w == 0 else 0.0
+            there = v != 0 and v != w and _sees(places[v, 0], places[v, 1], places[w, 0], places[w, 1], short, walls)
+            bearings[v, w] = math.atan2(dy, dx) % (2 * math.pi) if there else -1.0
+            lengths[v, w] = max(0.0, math.sqrt(dx * dx + dy * dy) - short) / STEP
+            for m in range(2):
+                left[v, w, m] = lengths[v, w] if there and w == 0 else 1e9
+    changed = True
+    while changed:  # Bellman-Ford
+        changed = False
+        for v in range(1, n):
+            for w in range(1, n):
+                if bearings[v, w] >= 0.0:
+                    for m in range(2):
+                        best = left[v, w, m]
+                        for x in range(n):
+                            if bearings[w, x] >= 0.0:
+                                angle, aim = _between(bearings[v, w], bearings[w, x]), _aim(lengths[w, x] * STEP + REACH) if x == 0 else 0.0
+                                same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+                                best = min(best, lengths[v, w] + same + left[w, x, m], lengths[v, w] + other + left[w, x, 1 - m])
+                        if best < left[v, w, m] - 1e-9:
+                            left[v, w, m], changed = best, True
+    return n
+
+
+@_compiled
+def _reckon(px, py, heading, n, places, bearings, lengths, left, walls):
+    """About how many actions are left from a pose: turns and steps along the best of the corners."""
+    best = 1e9
+    for v in range(n):
+        dx, dy = places[v, 0] - px, places[v, 1] - py
+        far = math.sqrt(dx * dx + dy * dy)
+        bearing = math.atan2(dy, dx) % (2 * math.pi) if far > 0.02 else heading  # who stands at a corner has turned to it
+        ahead = _between(heading, bearing)
+        back = math.pi - ahead
+        if v == 0:
+            steps = max(0.0, far - REACH) / STEP
+            turns = max(0.0, min(ahead, back) - _aim(far)) / TURN
+            if steps + turns < best and _sees(px, py, places[0, 0], places[0, 1], REACH, walls):
+                best = steps + turns
+            continue
+        steps, least = far / STEP, 1e9
+        for w in range(n):
+            if bearings[v, w] >= 0.0:
+                angle, aim = _between(bearing, bearings[v, w]) if far > 0.02 else _between(heading, bearings[v, w]), _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
+                same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+                least = min(least, ahead / TURN + min(same + left[v, w, 0], other + left[v, w, 1]), back / TURN + min(same + left[v, w, 1], other + left[v, w, 0]))
+        if steps + least < best and _sees(px, py, places[v, 0], places[v, 1], 0.0, walls):
+            best = steps + least
+    return best
+
+
+@_compiled
+def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plan):
+    """Search one room. Returns the fewest actions (0: none in time), the bits of the first actions of such plans, and how many marks were used in `seen`; one of them is written into `plan`."""
+    best = _reckon(agent[0], agent[1], heading, n, places, bearings, lengths, left, walls)
+    total = 0
+    for k in range(HEADINGS):
+        cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
+    for longest in range(max(1, int(min(1e6, math.ceil(best - _OPTIMISM)))), known + 1):
+        poses[0, 0], poses[0, 1], poses[0, 2], begun[0] = agent[0], agent[1], 0.0, 0
+        first, last, found = 0, 1, 0
+        for done in range(1, longest + 1):
+            end = last
+            for i in range(first, last):
+                k = int(poses[i, 2])
+                for action in range(1, len(ACTIONS)):
+                    x, y, turned = poses[i, 0], poses[i, 1], k
+                    if action == FORWARD or action == BACKWARD:
+                        sign = 1.0 if action == FORWARD else -1.0
+                        s = free_step(x, y, sign * cosines[k], sign * sines[k], walls, STEP)
+                        if s < _STUCK:
+                            continue
+                        x, y = x + s * sign * cosines[k], y + s * sign * sines[k]
+                    else:
+                        turned = (k + (1 if action == TURN_RIGHT else HEADINGS - 1)) % HEADINGS
+                    bits = begun[i] if done > 1 else 1 << action
+                    if (gx - x) ** 2 + (gy - y) ** 2 < (REACH - _SURE) * (REACH - _SURE):
+                        if found == 0 and done <= plan.shape[0]:
+                            plan[done - 1], back = action, i
+                            for step in range(done - 2, -1, -1):
+                                plan[step], back = came[back] % len(ACTIONS), came[back] // len(ACTIONS)
+                        found |= bits
+                        continue
+                    if done == longest or not (0.0 <= x < 1.0 and 0.0 <= y < 1.0):
+                        continue
+                    at = (int(y * CORNER_CELLS) * CORNER_CELLS + int(x * CORNER_CELLS)) * HEADINGS + turned
+                    mark = seen[at] - used
+                    if mark >= last:
+                        begun[mark] |= bits  # another plan comes here just as soon
+                    if mark >= 0:
+                        continue
+                    ahead = _reckon(x, y, heading + turned * TURN, n, places, bearings, lengths, left, walls)
+                    if done + ahead - _OPTIMISM > longest:
+                        seen[at] = used  # as the start is: nobody need come again
+                        continue
+                    if total + end >= poses.shape[0]:
+                        return 0, 0, used + end
+                    seen[at] = used + end
+                    poses[end, 0], poses[end, 1], poses[end, 2], begun[end], came[end] = x, y, turned, bits, i * len(ACTIONS) + action
+                    end += 1
+            first, last = last, end
+            if found:
+                return done, found, used + end
+            if first == last:
+                break
+        used, total = used + last, total + last
+    return 0, 0, used
+
+
+@_allocating
+def around_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, begins):
+    """Search every room with one piece of gold left that can't be gone to straight. `known`: as many actions will do, longer plans aren't looked for.
+
+    `plans[i]` (int8) receives a plan, then -1; `fewest[i]` its length, 0 where nothing was found or looked for; `begins[i, a]`: a plan of this length begins with action a.
+    """
+    most = 1 + 4 * walls.shape[1]
+    places, bearings, lengths, left = np.empty((most, 2)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
+    cosines, sines = np.empty(HEADINGS), np.empty(HEADINGS)
+    poses, begun, came = np.empty((MOST_POSES, 3)), np.empty(MOST_POSES, np.int64), np.empty(MOST_POSES, np.int64)
+    seen, used = np.zeros(CORNER_CELLS * CORNER_CELLS * HEADINGS, np.int32), 1
+    for i in range(fewest.shape[0]):
+        plans[i], fewest[i], begins[i] = -1, 0, False
+        if gold_here[i].sum() != 1 or known[i] <= 0 or not (0.0 <= agent[i].min() and agent[i].max() < 1.0):
+            continue
+        g = gold_here[i].argmax()
+        gx, gy = gold[i, g, 0], gold[i, g, 1]
+        if _sees(agent[i, 0], agent[i, 1], gx, gy, REACH, walls[i]):
+            continue
+        n = _corners(gx, gy, walls[i], places, bearings, lengths, left)
+        if used > 1 << 30:
+            seen[:], used = 0, 1
+        fewest[i], bits, used = _around(agent[i], heading[i], gx, gy, walls[i], known[i], n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plans[i])
+        for action in range(len(ACTIONS)):
+            begins[i, action] = bits >> action & 1
 
 # %% ../../nbs/game/fast.ipynb #237e65dc
 SEEN = 0.5  # what is read with less confidence counts as not seen

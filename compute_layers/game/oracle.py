@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import fast
 from .fast import FAR, GRID
-from .world import STEP, Array, World, array_module, engine
+from .world import ACTIONS, STEP, Array, World, array_module, engine
 
 # %% auto #0
-__all__ = ['LIMIT', 'plan', 'oracle_steps', 'act', 'way_left', 'solvable']
+__all__ = ['LIMIT', 'plan', 'oracle_steps', 'act', 'way_left', 'around', 'solvable']
 
 # %% ../../nbs/game/oracle.ipynb #a072e27d
 LIMIT = 512  # actions a plan may have, unless told otherwise: the step limit of rooms with inner walls
@@ -74,6 +75,19 @@ def way_left(
     steps = fields / (10 * GRID * STEP)
     steps = steps.astype(xp.float32) if xp is np else steps.to(xp.float32)
     return xp.where(fields < FAR, steps, xp.zeros_like(steps) + float("inf"))
+
+# %% ../../nbs/game/oracle.ipynb #b15e6031
+def around(
+    world: World,  # B rooms; tensors are searched on the CPU
+    known: Array,  # (B,) this many actions are known to be enough: longer plans are not looked for; 0 or less: don't search
+) -> tuple[Array, Array, Array]:  # (B, most known) int8 actions, then -1; (B,) int64 how many, 0 where nothing as short was found; (B, 5) bool: what a plan of this length may begin with
+    """The shortest plans to a single piece of gold that lies behind a corner. Where it can be gone to straight, or there are several, nothing is looked for: see `plan`."""
+    xp, here = array_module(world.agent), world.numpy() if world.is_tensor else world
+    known = np.asarray(known.cpu() if world.is_tensor else known, np.int64)
+    plans = np.empty((len(world), max(0, int(known.max(initial=0)))), np.int8)
+    found = plans, np.empty(len(world), np.int64), np.empty((len(world), len(ACTIONS)), bool)
+    fast.around_rooms(here.agent, here.heading, here.gold, here.gold_here, here.walls, known, *found)
+    return found if xp is np else tuple(xp.as_tensor(part, device=world.agent.device) for part in found)
 
 # %% ../../nbs/game/oracle.ipynb #e0789ef4
 def solvable(

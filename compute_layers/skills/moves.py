@@ -138,7 +138,7 @@ _taught(
 def good_moves(
     world: World,  # B rooms
 ) -> tuple[Array, Array]:  # (B, 5) bool: which actions are right; (B,) bool: is there a plan at all
-    """The actions after which the oracle's plan is at least one action shorter than now, or has eaten the last gold."""
+    """The actions after which the oracle's plan is shorter than now, or has eaten the last gold; where the way turns, those with which a shortest plan begins."""
     xp, n = array_module(world.agent), len(world)
     every = world.map(lambda a: xp.concatenate([a] * len(ACTIONS)))
     actions = xp.concatenate([(0 * world.gold_here[:, 0]) + action for action in range(len(ACTIONS))])
@@ -146,9 +146,15 @@ def good_moves(
     plans, steps = oracle.plan(after)
     steps, own = steps.reshape(len(ACTIONS), n).swapaxes(0, 1), plans[NOOP * n : (NOOP + 1) * n, 0]
     now = steps[:, NOOP]  # staying changes nothing
-    right = (steps >= 0) & (steps < now[:, None])
+    then = xp.where(steps >= 0, steps, now[:, None]) + 1  # with that action
+    right = then <= now[:, None]
     stuck = (now > 0) & ~right.any(1)  # the oracle plans anew after each action, and seldom finds a longer way
-    columns = [right[:, k] | (stuck & (own == k)) for k in range(len(ACTIONS))]
+    _, fewest, begins = oracle.around(world, xp.minimum(now, xp.amin(then, 1)))
+    searched = fewest > 0
+    columns = []
+    for k in range(len(ACTIONS)):
+        shortest = begins[:, k] | (then[:, k] == fewest) | ((own == k) & (now == fewest))
+        columns.append(xp.where(searched, shortest, right[:, k] | (stuck & (own == k))))
     columns[NOOP] = now <= 0
     return xp.stack(columns, 1), now >= 0
 
