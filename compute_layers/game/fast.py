@@ -996,7 +996,7 @@ def _aim(far):
 
 @_compiled
 def _corners(gx, gy, walls, places, bearings, lengths, left):
-    """The gold and the corners that the agent can stand at into `places`; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places."""
+    """The gold and the corners that the agent can stand at into `places`, with the fewest actions from there; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places."""
     n, low = 1, WALL + _TIGHT
     places[0, 0], places[0, 1] = gx, gy
     for w in range(walls.shape[0]):
@@ -1033,44 +1033,47 @@ def _corners(gx, gy, walls, places, bearings, lengths, left):
                                 best = min(best, lengths[v, w] + same + left[w, x, m], lengths[v, w] + other + left[w, x, 1 - m])
                         if best < left[v, w, m] - 1e-9:
                             left[v, w, m], changed = best, True
+    for v in range(n):
+        places[v, 2] = left[v, :n].min() if v else -REACH / STEP
     return n
 
 
 @_compiled
-def _reckon(px, py, heading, n, places, bearings, lengths, left, walls):
-    """About how many actions are left from a pose: turns and steps along the best of the corners."""
-    best = 1e9
+def _within(bound, px, py, heading, n, places, bearings, lengths, left, walls):
+    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned?"""
     for v in range(n):
         dx, dy = places[v, 0] - px, places[v, 1] - py
         far = math.sqrt(dx * dx + dy * dy)
-        bearing = math.atan2(dy, dx) % (2 * math.pi) if far > 0.02 else heading  # who stands at a corner has turned to it
+        if far / STEP + places[v, 2] > bound:
+            continue
+        bearing = math.atan2(dy, dx) if far > 0.02 else heading  # who stands at a corner has turned to it
         ahead = _between(heading, bearing)
         back = math.pi - ahead
         if v == 0:
-            steps = max(0.0, far - REACH) / STEP
-            turns = max(0.0, min(ahead, back) - _aim(far)) / TURN
-            if steps + turns < best and _sees(px, py, places[0, 0], places[0, 1], REACH, walls):
-                best = steps + turns
+            least = (max(0.0, min(ahead, back) - _aim(far))) / TURN - REACH / STEP
+        elif far / STEP + places[v, 2] + min(ahead, back) / TURN > bound:
             continue
-        steps, least = far / STEP, 1e9
-        for w in range(n):
-            if bearings[v, w] >= 0.0:
-                angle, aim = _between(bearing, bearings[v, w]) if far > 0.02 else _between(heading, bearings[v, w]), _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
-                same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
-                least = min(least, ahead / TURN + min(same + left[v, w, 0], other + left[v, w, 1]), back / TURN + min(same + left[v, w, 1], other + left[v, w, 0]))
-        if steps + least < best and _sees(px, py, places[v, 0], places[v, 1], 0.0, walls):
-            best = steps + least
-    return best
+        else:
+            least = 1e9
+            for w in range(n):
+                if bearings[v, w] >= 0.0:
+                    angle, aim = _between(bearing, bearings[v, w]), _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
+                    same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+                    least = min(least, ahead / TURN + min(same + left[v, w, 0], other + left[v, w, 1]), back / TURN + min(same + left[v, w, 1], other + left[v, w, 0]))
+        if far / STEP + least <= bound and _sees(px, py, places[v, 0], places[v, 1], 0.0 if v else REACH, walls):
+            return True
+    return False
 
 
 @_compiled
 def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plan):
     """Search one room. Returns the fewest actions (0: none in time), the bits of the first actions of such plans, and how many marks were used in `seen`; one of them is written into `plan`."""
-    best = _reckon(agent[0], agent[1], heading, n, places, bearings, lengths, left, walls)
     total = 0
     for k in range(HEADINGS):
         cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
-    for longest in range(max(1, int(min(1e6, math.ceil(best - _OPTIMISM)))), known + 1):
+    for longest in range(1, known + 1):
+        if not _within(longest + _OPTIMISM, agent[0], agent[1], heading, n, places, bearings, lengths, left, walls):
+            continue
         poses[0, 0], poses[0, 1], poses[0, 2], begun[0] = agent[0], agent[1], 0.0, 0
         first, last, found = 0, 1, 0
         for done in range(1, longest + 1):
@@ -1103,8 +1106,7 @@ def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, 
                         begun[mark] |= bits  # another plan comes here just as soon
                     if mark >= 0:
                         continue
-                    ahead = _reckon(x, y, heading + turned * TURN, n, places, bearings, lengths, left, walls)
-                    if done + ahead - _OPTIMISM > longest:
+                    if not _within(longest - done + _OPTIMISM, x, y, heading + turned * TURN, n, places, bearings, lengths, left, walls):
                         seen[at] = used  # as the start is: nobody need come again
                         continue
                     if total + end >= poses.shape[0]:
@@ -1128,7 +1130,7 @@ def around_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, b
     `plans[i]` (int8) receives a plan, then -1; `fewest[i]` its length, 0 where nothing was found or looked for; `begins[i, a]`: a plan of this length begins with action a.
     """
     most = 1 + 4 * walls.shape[1]
-    places, bearings, lengths, left = np.empty((most, 2)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
+    places, bearings, lengths, left = np.empty((most, 3)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
     cosines, sines = np.empty(HEADINGS), np.empty(HEADINGS)
     poses, begun, came = np.empty((MOST_POSES, 3)), np.empty(MOST_POSES, np.int64), np.empty(MOST_POSES, np.int64)
     seen, used = np.zeros(CORNER_CELLS * CORNER_CELLS * HEADINGS, np.int32), 1
