@@ -959,11 +959,12 @@ def way_fields(gold, gold_here, walls, fields):
         _fill_field(free, gold[i], gold_here[i], -9.0, -9.0, fields[i], first, link, cell)
 
 # %% ../../nbs/game/fast.ipynb #3e25a0bf
-CORNER_CELLS = 256  # a side of the grid in which `around_rooms` takes two places for one
+CORNER_CELLS = 512  # a side of the grid in which `around_rooms` takes two places for one
 MOST_POSES = 1 << 17  # that it looks at in one room before it gives up
 HEADINGS = round(2 * math.pi / TURN)
 _ROOMY, _TIGHT = 0.92 * AGENT_RADIUS, 0.9 * AGENT_RADIUS  # the corners lie this far from their walls, and the way between them this far from all: a step may cut a corner
-_OPTIMISM = 0.5  # actions that the reckoning may be too long by
+_RIM = 12  # places around the gold from which it is eaten, where it hides behind a corner
+_OPTIMISM = (1.0, 8.0)  # actions that the reckoning may be too long by, in the first search and, where that finds nothing, in the second: who goes back first may save himself a turn
 
 
 @_inlined
@@ -996,9 +997,15 @@ def _aim(far):
 
 @_compiled
 def _corners(gx, gy, walls, places, bearings, lengths, left):
-    """The gold and the corners that the agent can stand at into `places`, with the fewest actions from there; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places."""
-    n, low = 1, WALL + _TIGHT
+    """The gold, the places around it and the corners that the agent can stand at into `places`, with the fewest actions from there; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places are goals, and how many there are."""
+    goals, low = 1, WALL + _TIGHT
     places[0, 0], places[0, 1] = gx, gy
+    for k in range(_RIM):
+        x, y = gx + 0.95 * REACH * math.cos(2 * math.pi * k / _RIM), gy + 0.95 * REACH * math.sin(2 * math.pi * k / _RIM)
+        if low <= min(x, y) and max(x, y) <= 1 - low and _is_free(x, y, _TIGHT, walls):
+            places[goals, 0], places[goals, 1] = x, y
+            goals += 1
+    n = goals
     for w in range(walls.shape[0]):
         if walls[w, 2] > 0.0:
             cos, sin = math.cos(walls[w, 4]), math.sin(walls[w, 4])
@@ -1013,16 +1020,16 @@ def _corners(gx, gy, walls, places, bearings, lengths, left):
         for w in range(n):
             dx, dy = places[w, 0] - places[v, 0], places[w, 1] - places[v, 1]
             short = REACH if w == 0 else 0.0
-            there = v != 0 and v != w and _sees(places[v, 0], places[v, 1], places[w, 0], places[w, 1], short, walls)
+            there = v >= goals and v != w and _sees(places[v, 0], places[v, 1], places[w, 0], places[w, 1], short, walls)
             bearings[v, w] = math.atan2(dy, dx) % (2 * math.pi) if there else -1.0
             lengths[v, w] = max(0.0, math.sqrt(dx * dx + dy * dy) - short) / STEP
             for m in range(2):
-                left[v, w, m] = lengths[v, w] if there and w == 0 else 1e9
+                left[v, w, m] = lengths[v, w] if there and w < goals else 1e9
     changed = True
     while changed:  # Bellman-Ford
         changed = False
-        for v in range(1, n):
-            for w in range(1, n):
+        for v in range(goals, n):
+            for w in range(goals, n):
                 if bearings[v, w] >= 0.0:
                     for m in range(2):
                         best = left[v, w, m]
@@ -1034,12 +1041,12 @@ def _corners(gx, gy, walls, places, bearings, lengths, left):
                         if best < left[v, w, m] - 1e-9:
                             left[v, w, m], changed = best, True
     for v in range(n):
-        places[v, 2] = left[v, :n].min() if v else -REACH / STEP
-    return n
+        places[v, 2] = left[v, :n].min() if v >= goals else 0.0 if v else -REACH / STEP
+    return goals, n
 
 
 @_compiled
-def _within(bound, px, py, heading, n, places, bearings, lengths, left, walls):
+def _within(bound, px, py, heading, goals, n, places, bearings, lengths, left, walls):
     """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned?"""
     for v in range(n):
         dx, dy = places[v, 0] - px, places[v, 1] - py
@@ -1049,8 +1056,8 @@ def _within(bound, px, py, heading, n, places, bearings, lengths, left, walls):
         bearing = math.atan2(dy, dx) if far > 0.02 else heading  # who stands at a corner has turned to it
         ahead = _between(heading, bearing)
         back = math.pi - ahead
-        if v == 0:
-            least = (max(0.0, min(ahead, back) - _aim(far))) / TURN - REACH / STEP
+        if v < goals:
+            least = max(0.0, min(ahead, back) - (0.0 if v else _aim(far))) / TURN + places[v, 2]
         elif far / STEP + places[v, 2] + min(ahead, back) / TURN > bound:
             continue
         else:
@@ -1066,13 +1073,13 @@ def _within(bound, px, py, heading, n, places, bearings, lengths, left, walls):
 
 
 @_compiled
-def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plan):
-    """Search one room. Returns the fewest actions (0: none in time), the bits of the first actions of such plans, and how many marks were used in `seen`; one of them is written into `plan`."""
+def _around(optimism, agent, heading, gx, gy, walls, known, goals, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plan):
+    """Search one room. Returns the fewest actions (0: none in time), the bits of the first actions of such plans (-1: it gave up), and how many marks were used in `seen`; one of them is written into `plan`."""
     total = 0
     for k in range(HEADINGS):
         cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
     for longest in range(1, known + 1):
-        if not _within(longest + _OPTIMISM, agent[0], agent[1], heading, n, places, bearings, lengths, left, walls):
+        if not _within(longest + optimism, agent[0], agent[1], heading, goals, n, places, bearings, lengths, left, walls):
             continue
         poses[0, 0], poses[0, 1], poses[0, 2], begun[0] = agent[0], agent[1], 0.0, 0
         first, last, found = 0, 1, 0
@@ -1106,11 +1113,11 @@ def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, 
                         begun[mark] |= bits  # another plan comes here just as soon
                     if mark >= 0:
                         continue
-                    if not _within(longest - done + _OPTIMISM, x, y, heading + turned * TURN, n, places, bearings, lengths, left, walls):
+                    if not _within(longest - done + optimism, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, left, walls):
                         seen[at] = used  # as the start is: nobody need come again
                         continue
                     if total + end >= poses.shape[0]:
-                        return 0, 0, used + end
+                        return 0, -1, used + end
                     seen[at] = used + end
                     poses[end, 0], poses[end, 1], poses[end, 2], begun[end], came[end] = x, y, turned, bits, i * len(ACTIONS) + action
                     end += 1
@@ -1127,9 +1134,9 @@ def _around(agent, heading, gx, gy, walls, known, n, places, bearings, lengths, 
 def around_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, begins):
     """Search every room with one piece of gold left that can't be gone to straight. `known`: as many actions will do, longer plans aren't looked for.
 
-    `plans[i]` (int8) receives a plan, then -1; `fewest[i]` its length, 0 where nothing was found or looked for; `begins[i, a]`: a plan of this length begins with action a.
+    `plans[i]` (int8) receives a plan, then -1; `fewest[i]` its length, 0 where nothing was found or looked for, -1 where the search gave up; `begins[i, a]`: a plan of this length begins with action a.
     """
-    most = 1 + 4 * walls.shape[1]
+    most = 1 + _RIM + 4 * walls.shape[1]
     places, bearings, lengths, left = np.empty((most, 3)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
     cosines, sines = np.empty(HEADINGS), np.empty(HEADINGS)
     poses, begun, came = np.empty((MOST_POSES, 3)), np.empty(MOST_POSES, np.int64), np.empty(MOST_POSES, np.int64)
@@ -1142,12 +1149,17 @@ def around_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, b
         gx, gy = gold[i, g, 0], gold[i, g, 1]
         if _sees(agent[i, 0], agent[i, 1], gx, gy, REACH, walls[i]):
             continue
-        n = _corners(gx, gy, walls[i], places, bearings, lengths, left)
+        goals, n = _corners(gx, gy, walls[i], places, bearings, lengths, left)
         if used > 1 << 30:
             seen[:], used = 0, 1
-        fewest[i], bits, used = _around(agent[i], heading[i], gx, gy, walls[i], known[i], n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plans[i])
+        bits = 0
+        for optimism in _OPTIMISM:
+            if fewest[i] == 0 and bits == 0:
+                fewest[i], bits, used = _around(optimism, agent[i], heading[i], gx, gy, walls[i], known[i], goals, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plans[i])
+        if bits < 0:
+            fewest[i] = -1
         for action in range(len(ACTIONS)):
-            begins[i, action] = bits >> action & 1
+            begins[i, action] = fewest[i] > 0 and bits >> action & 1
 
 # %% ../../nbs/game/fast.ipynb #237e65dc
 SEEN = 0.5  # what is read with less confidence counts as not seen

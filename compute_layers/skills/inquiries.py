@@ -190,7 +190,7 @@ _asked(
     prompts=(
         "is there a way out [|of the room|of this room]", "does [the|this] room have [a way out|an exit]", "tell me if there is a way out", "yes or no : is there a way out", "yes or no : does [the|this] room have an exit",
         "tell me if [the|this] room has an exit", "say if there is an exit", "tell me if the room has a way out", "say if this room has a way out",
-        "is there an exit", "is there a gap in the side walls",
+        "is there an exit", "is there a gap in the side walls", "yes or no : is there a gap in the side walls",
     ),
     held_out=("tell me if there is an exit", "yes or no : is there an exit", "tell me if this room has a way out"),
     make=_exit,

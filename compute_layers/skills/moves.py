@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..game import facts, levels, oracle, physics
 from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World, array_module
+from ..lab.train import usable_cores
 from .drawings import shortest_way
 from .inquiries import drawn_line, faced, walled
 from .questions import ANGLE_MARGIN
@@ -25,9 +26,9 @@ MOVE_SKILLS: list[Skill] = []
 _ONE_MOVE = tuple((move,) for move in MOVES)
 
 
-def _taught(*, name, prompts, held_out, make, answers=_ONE_MOVE, rooms=walled) -> None:
+def _taught(*, name, prompts, held_out, make, answers=_ONE_MOVE, rooms=walled, mirrored=None) -> None:
     """Declare one skill; `prompts` and `held_out` hold the patterns of each variant."""
-    MOVE_SKILLS.append(Skill(name, "moves", tuple(map(tuple, prompts)), tuple(map(tuple, held_out)), make, tuple(answers), rooms))
+    MOVE_SKILLS.append(Skill(name, "moves", tuple(map(tuple, prompts)), tuple(map(tuple, held_out)), make, tuple(answers), rooms, mirrored))
 
 
 def _among(scene: Scene, *right: tuple[int, Array]) -> Tensor:  # (B, 5) bool
@@ -137,7 +138,7 @@ _taught(
 # %% ../../nbs/skills/moves.ipynb #51e5d473
 def good_moves(
     world: World,  # B rooms
-) -> tuple[Array, Array]:  # (B, 5) bool: which actions are right; (B,) bool: is there a plan at all
+) -> tuple[Array, Array]:  # (B, 5) bool: which actions are right; (B,) bool: is there a plan, and is it known to be short
     """The actions after which the oracle's plan is shorter than now, or has eaten the last gold; where the way turns, those with which a shortest plan begins."""
     xp, n = array_module(world.agent), len(world)
     every = world.map(lambda a: xp.concatenate([a] * len(ACTIONS)))
@@ -149,14 +150,14 @@ def good_moves(
     then = xp.where(steps >= 0, steps, now[:, None]) + 1  # with that action
     right = then <= now[:, None]
     stuck = (now > 0) & ~right.any(1)  # the oracle plans anew after each action, and seldom finds a longer way
-    _, fewest, begins = oracle.around(world, xp.minimum(now, xp.amin(then, 1)))
+    _, fewest, begins = oracle.around(world, xp.minimum(now, xp.amin(then, 1)), min(4, usable_cores()))
     searched = fewest > 0
     columns = []
     for k in range(len(ACTIONS)):
         shortest = begins[:, k] | (then[:, k] == fewest) | ((own == k) & (now == fewest))
         columns.append(xp.where(searched, shortest, right[:, k] | (stuck & (own == k))))
     columns[NOOP] = now <= 0
-    return xp.stack(columns, 1), now >= 0
+    return xp.stack(columns, 1), (now >= 0) & (fewest >= 0)
 
 
 def _good_moves(world: World) -> tuple[Array, Array]:
@@ -194,7 +195,7 @@ _taught(
         "move around the walls to the gold", "find a way to the gold and make a move",
     )],
     held_out=[("now go around the walls to the gold", "what is the next move around the walls to the gold", "please find a way to the gold and make a move")],
-    make=_next_move_walls,
+    make=_next_move_walls, mirrored=(NOOP, FORWARD, BACKWARD, TURN_RIGHT, TURN_LEFT),
 )
 
 # %% ../../nbs/skills/moves.ipynb #2313e16e

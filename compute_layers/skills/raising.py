@@ -26,7 +26,7 @@ from ..lab.train import progress_bar
 from .drawings import corner_ink, inner_corners, shortest_way
 from .inquiries import drawn_line
 from .questions import DRAW_PROMPTS, QuestionBank, choose
-from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task
+from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
 __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'Phrasebook', 'trim',
@@ -902,7 +902,7 @@ class ReaderLesson:
         return round(self.rooms * min(max((lacks / 0.005) ** 2, 0.2), max(1, MOST / pictures)))
 
     def _tasks(self, skill: Skill, n: int) -> Iterator[Task]:
-        """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard."""
+        """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""
         given, first = 0, 0
         while given < n:
             task = skill.make(skill.scene(self.seed, min(self.batch, n - given), first=first, size=self.size))
@@ -910,6 +910,10 @@ class ReaderLesson:
             if task.hard is not None and given > self.rooms and given < n - (n - self.rooms) // 2:
                 kept = task.hard & task.sure
                 task = Task(task.canvases[kept], task.variant[kept], task.right[kept])
+                if skill.mirrored and len(task.canvases):
+                    others = [seen_otherwise(task, skill.mirrored, k, k % 2 == 1) for k in range(1, 4)]
+                    yield from others
+                    given += sum(len(other.canvases) for other in others)
             given += len(task.canvases)
             yield task
 

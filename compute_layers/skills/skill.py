@@ -19,7 +19,7 @@ from ..game.world import ACTIONS, Array, World, array_module
 from .questions import expand
 
 # %% auto #0
-__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'SKILLS', 'Scene', 'Task', 'Skill', 'register']
+__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'SKILLS', 'Scene', 'Task', 'Skill', 'seen_otherwise', 'register']
 
 # %% ../../nbs/skills/skill.ipynb #948eeba8
 MOVES = tuple(f"<{name}>" for name in ACTIONS)  # the action tokens, in the order of the game's actions
@@ -107,6 +107,7 @@ class Skill:
     make: Callable[[Scene], Task]
     answers: tuple[tuple[str, ...], ...] = ()  # for each value the right sentences (words, or `MOVES`); () for drawings
     rooms: Callable[..., World] = field(default=levels.walls)  # (seed, n, first=, device=) -> the rooms it is asked about
+    mirrored: tuple[int, ...] | None = None  # which answer each answer becomes in a mirror, if the same is asked of turned and mirrored pictures; None: it isn't
     tolerance: float = 0.01  # drawings without a judge of their own: largest mean absolute error, of full brightness
 
     def __post_init__(self):
@@ -160,6 +161,17 @@ class Skill:
             return np.asarray(task.judge(drawn))
         difference = np.abs(drawn.astype(np.float32) - task.picture.cpu().numpy()) / 255
         return difference.mean((1, 2, 3)) <= self.tolerance
+
+# %% ../../nbs/skills/skill.ipynb #65ae7cc3
+def seen_otherwise(
+    task: Task,  # answered in words
+    mirrored: Sequence[int],  # which answer each answer becomes in a mirror, see `Skill.mirrored`
+    quarters: int,  # turns to the left
+    mirror: bool,  # left and right are exchanged, before that
+) -> Task:  # without the world
+    """The same rooms, turned and mirrored: pictures and right answers."""
+    canvases, right = (task.canvases.flip(3), task.right[:, list(mirrored)]) if mirror else (task.canvases, task.right)
+    return Task(canvases.rot90(quarters, (2, 3)), task.variant, right, sure=task.sure, hard=task.hard)
 
 # %% ../../nbs/skills/skill.ipynb #ede9b3aa
 SKILLS: dict[str, Skill] = {}
