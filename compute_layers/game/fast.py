@@ -995,6 +995,12 @@ def _aim(far):
     return math.asin(min(1.0, REACH / max(far, 1e-9)))
 
 
+@_inlined
+def _turns(angle, aim):
+    """The turns that a bend takes, going on as before or the other way about (ahead, then back): aiming beside the goal saves some."""
+    return max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+
+
 @_compiled
 def _corners(gx, gy, walls, places, bearings, lengths, left):
     """The gold, the places around it and the corners that the agent can stand at into `places`, with the fewest actions from there; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places are goals, and how many there are."""
@@ -1036,7 +1042,7 @@ def _corners(gx, gy, walls, places, bearings, lengths, left):
                         for x in range(n):
                             if bearings[w, x] >= 0.0:
                                 angle, aim = _between(bearings[v, w], bearings[w, x]), _aim(lengths[w, x] * STEP + REACH) if x == 0 else 0.0
-                                same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+                                same, other = _turns(angle, aim)
                                 best = min(best, lengths[v, w] + same + left[w, x, m], lengths[v, w] + other + left[w, x, 1 - m])
                         if best < left[v, w, m] - 1e-9:
                             left[v, w, m], changed = best, True
@@ -1065,7 +1071,7 @@ def _within(bound, px, py, heading, goals, n, places, bearings, lengths, left, w
             for w in range(n):
                 if bearings[v, w] >= 0.0:
                     angle, aim = _between(bearing, bearings[v, w]), _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
-                    same, other = max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+                    same, other = _turns(angle, aim)
                     least = min(least, ahead / TURN + min(same + left[v, w, 0], other + left[v, w, 1]), back / TURN + min(same + left[v, w, 1], other + left[v, w, 0]))
         if far / STEP + least <= bound and _sees(px, py, places[v, 0], places[v, 1], 0.0 if v else REACH, walls):
             return True
