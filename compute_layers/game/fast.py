@@ -22,9 +22,9 @@ _inlined = njit(cache=True, nogil=True, _nrt=False, inline="always")
 # %% auto #0
 __all__ = ['CANDIDATES', 'MAX_INNER_WALLS', 'MAX_GOLD', 'SHOW_AGENT', 'SHOW_WALLS', 'SHOW_GOLD', 'SHOW_ALL', 'STATE_GOLD',
            'STATE_WALLS', 'STATE_GOLD_AT', 'STATE_WALLS_AT', 'STATE_SIZE', 'GRID', 'FLOOD_GRID', 'QUARTER',
-           'LONGEST_SEGMENT', 'FAR', 'CORNER_CELLS', 'MOST_POSES', 'HEADINGS', 'SEEN', 'uniform', 'make_level',
+           'LONGEST_SEGMENT', 'FAR', 'POSE_CELLS', 'MOST_POSES', 'HEADINGS', 'SEEN', 'uniform', 'make_level',
            'make_levels', 'free_step', 'step_room', 'step_rooms', 'draw_room', 'draw_rooms', 'state_of_room',
-           'reset_envs', 'step_envs', 'plan_rooms', 'first_actions', 'solvable_rooms', 'way_fields', 'around_rooms',
+           'reset_envs', 'step_envs', 'plan_rooms', 'first_actions', 'solvable_rooms', 'way_fields', 'shortest_rooms',
            'read_rooms']
 
 # %% ../../nbs/game/fast.ipynb #ce022d5f
@@ -959,18 +959,19 @@ def way_fields(gold, gold_here, walls, fields):
         _fill_field(free, gold[i], gold_here[i], -9.0, -9.0, fields[i], first, link, cell)
 
 # %% ../../nbs/game/fast.ipynb #3e25a0bf
-CORNER_CELLS = 512  # a side of the grid in which `around_rooms` takes two places for one
-MOST_POSES = 1 << 17  # that it looks at in one room before it gives up
+POSE_CELLS = 256  # a side of the grid in which `shortest_rooms` takes two places for one
+MOST_POSES = 1 << 20  # that it looks at in one room before it gives up
 HEADINGS = round(2 * math.pi / TURN)
-_ROOMY, _TIGHT = 0.92 * AGENT_RADIUS, 0.9 * AGENT_RADIUS  # the corners lie this far from their walls, and the way between them this far from all: a step may cut a corner
+_ROOMY, _TIGHT = 0.82 * AGENT_RADIUS, 0.74 * AGENT_RADIUS  # the places to turn at lie this far from a corner, and the way between them this far from all walls: a step may cut a corner
+_AT_A_CORNER = 3  # places to turn at around each
 _RIM = 12  # places around the gold from which it is eaten, where it hides behind a corner
-_OPTIMISM = (1.0, 8.0)  # actions that the reckoning may be too long by, in the first search and, where that finds nothing, in the second: who goes back first may save himself a turn
+_HOPES = (0.0, 2.0, 8.0)  # actions that the reckoning may be too long by: in a first search, which finds some plan, in the second, which finds the shortest, and where there is none yet, in a third
 
 
 @_inlined
 def _between(a, b):
-    """The angle between two directions, 0 … π."""
-    apart = abs(a - b) % (2 * math.pi)
+    """The angle between two directions, both in 0 … 2π: 0 … π."""
+    apart = abs(a - b)
     return min(apart, 2 * math.pi - apart)
 
 
@@ -995,104 +996,154 @@ def _aim(far):
     return math.asin(min(1.0, REACH / max(far, 1e-9)))
 
 
+def _three_point_turns():
+    """(angle, way): the actions that it takes to go on the other way about after a bend, at best past it: the further past it, the less there is to turn, and the more to go."""
+    angle = np.linspace(0.0, math.pi, _ANGLE_BINS)[:, None, None]
+    far, past = np.arange(_WAY_BINS)[None, :, None] / 2, np.arange(0, 13)[None, None] / 2  # in steps
+    across, along = far * np.sin(angle), far * np.cos(angle) - past
+    return (past + np.hypot(across, along) - far + (math.pi - np.arctan2(across, along)) / TURN).min(2)
+
+
+_ANGLE_BINS, _WAY_BINS = 91, 49  # two degrees, half a step
+_OTHER_WAY = _three_point_turns()
+
+
 @_inlined
-def _turns(angle, aim):
-    """The turns that a bend takes, going on as before or the other way about (ahead, then back): aiming beside the goal saves some."""
-    return max(0.0, angle - aim) / TURN, max(0.0, math.pi - angle - aim) / TURN
+def _other_way(angle, far):
+    """What `_three_point_turns` says of a bend; the way after it in steps."""
+    return _OTHER_WAY[int(angle * ((_ANGLE_BINS - 1) / math.pi) + 0.5), min(int(2 * far + 0.5), _WAY_BINS - 1)]
+
+
+@_inlined
+def _turns(angle, far, aim):
+    """The actions that a bend takes before a way of `far` steps, going on as before or the other way about (ahead, then back): aiming beside the goal saves some."""
+    return max(0.0, angle - aim) / TURN, max(0.0, _other_way(angle, far) - aim / TURN)
+
+
+@_inlined
+def _may_stand(x, y, walls):
+    """May the centre of the agent be here, as the reckoning sees it?"""
+    low = WALL + 0.9 * AGENT_RADIUS
+    return low <= min(x, y) and max(x, y) <= 1 - low and _is_free(x, y, _TIGHT, walls)
 
 
 @_compiled
-def _corners(gx, gy, walls, places, bearings, lengths, left):
-    """The gold, the places around it and the corners that the agent can stand at into `places`, with the fewest actions from there; bearing (-1: no way), steps, and actions left on setting out from v to w, looking ahead (0) or back (1). Returns how many places are goals, and how many there are."""
-    goals, low = 1, WALL + _TIGHT
-    places[0, 0], places[0, 1] = gx, gy
+def _places(gx, gy, walls, places):
+    """The gold, the places around it and those at the corners of inner walls, into `places`. Returns how many are goals, and how many there are."""
+    places[0, 0], places[0, 1], goals = gx, gy, 1
     for k in range(_RIM):
         x, y = gx + 0.95 * REACH * math.cos(2 * math.pi * k / _RIM), gy + 0.95 * REACH * math.sin(2 * math.pi * k / _RIM)
-        if low <= min(x, y) and max(x, y) <= 1 - low and _is_free(x, y, _TIGHT, walls):
+        if _may_stand(x, y, walls):
             places[goals, 0], places[goals, 1] = x, y
             goals += 1
     n = goals
     for w in range(walls.shape[0]):
         if walls[w, 2] > 0.0:
             cos, sin = math.cos(walls[w, 4]), math.sin(walls[w, 4])
-            for k in range(4):
-                u = walls[w, 2] + _ROOMY if k % 2 else -_ROOMY
-                v = walls[w, 3] + _ROOMY if k // 2 else -_ROOMY
-                x, y = walls[w, 0] + cos * u - sin * v, walls[w, 1] + sin * u + cos * v
-                if low <= min(x, y) and max(x, y) <= 1 - low and _is_free(x, y, _TIGHT, walls):
-                    places[n, 0], places[n, 1] = x, y
-                    n += 1
-    for v in range(n):
-        for w in range(n):
-            dx, dy = places[w, 0] - places[v, 0], places[w, 1] - places[v, 1]
-            short = REACH if w == 0 else 0.0
-            there = v >= goals and v != w and _sees(places[v, 0], places[v, 1], places[w, 0], places[w, 1], short, walls)
-            bearings[v, w] = math.atan2(dy, dx) % (2 * math.pi) if there else -1.0
-            lengths[v, w] = max(0.0, math.sqrt(dx * dx + dy * dy) - short) / STEP
-            for m in range(2):
-                left[v, w, m] = lengths[v, w] if there and w < goals else 1e9
-    changed = True
-    while changed:  # Bellman-Ford
-        changed = False
-        for v in range(goals, n):
-            for w in range(goals, n):
-                if bearings[v, w] >= 0.0:
-                    for m in range(2):
-                        best = left[v, w, m]
-                        for x in range(n):
-                            if bearings[w, x] >= 0.0:
-                                angle, aim = _between(bearings[v, w], bearings[w, x]), _aim(lengths[w, x] * STEP + REACH) if x == 0 else 0.0
-                                same, other = _turns(angle, aim)
-                                best = min(best, lengths[v, w] + same + left[w, x, m], lengths[v, w] + other + left[w, x, 1 - m])
-                        if best < left[v, w, m] - 1e-9:
-                            left[v, w, m], changed = best, True
-    for v in range(n):
-        places[v, 2] = left[v, :n].min() if v >= goals else 0.0 if v else -REACH / STEP
+            for corner in range(4):
+                for k in range(_AT_A_CORNER):  # on the quarter of a circle around it
+                    u, v = _ROOMY * math.cos(k * math.pi / 2 / (_AT_A_CORNER - 1)), _ROOMY * math.sin(k * math.pi / 2 / (_AT_A_CORNER - 1))
+                    u, v = walls[w, 2] + u if corner % 2 else -u, walls[w, 3] + v if corner // 2 else -v
+                    x, y = walls[w, 0] + cos * u - sin * v, walls[w, 1] + sin * u + cos * v
+                    if _may_stand(x, y, walls):
+                        places[n, 0], places[n, 1] = x, y
+                        n += 1
     return goals, n
 
 
 @_compiled
-def _within(bound, px, py, heading, goals, n, places, bearings, lengths, left, walls):
-    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned?"""
+def _reckon(gx, gy, walls, places, bearings, lengths, aims, left, links, ways):
+    """Fill `places` (x, y, fewest actions from there) and, for each place v and each of its `links[v]` ways out, bearing, steps, how far beside the goal one may aim, and actions left on setting out, looking ahead (0) or back (1). Returns as `_places` does."""
+    goals, n = _places(gx, gy, walls, places)
     for v in range(n):
-        dx, dy = places[v, 0] - px, places[v, 1] - py
+        links[v] = 0
+        for w in range(n):
+            short = REACH if w == 0 else 0.0
+            if v >= goals and v != w and _sees(places[v, 0], places[v, 1], places[w, 0], places[w, 1], short, walls):
+                dx, dy = places[w, 0] - places[v, 0], places[w, 1] - places[v, 1]
+                bearings[v, w] = math.atan2(dy, dx) % (2 * math.pi)
+                lengths[v, w] = max(0.0, math.sqrt(dx * dx + dy * dy) - short) / STEP
+                left[v, w, 0] = left[v, w, 1] = lengths[v, w] if w < goals else 1e9
+                ways[v, links[v]] = w
+                links[v] += 1
+    changed = True
+    while changed:  # Bellman-Ford
+        changed = False
+        for v in range(goals, n):
+            for i in range(links[v]):
+                w = ways[v, i]
+                for m in range(2):
+                    best = left[v, w, m]
+                    for j in range(links[w]):
+                        x = ways[w, j]
+                        if lengths[v, w] + min(left[w, x, 0], left[w, x, 1]) < best:
+                            same, other = _turns(_between(bearings[v, w], bearings[w, x]), lengths[w, x], _aim(lengths[w, x] * STEP + REACH) if x == 0 else 0.0)
+                            best = min(best, lengths[v, w] + same + left[w, x, m], lengths[v, w] + other + left[w, x, 1 - m])
+                    if best < left[v, w, m] - 1e-9:
+                        left[v, w, m], changed = best, True
+    for v in range(n):
+        places[v, 2], kept = (1e9 if v >= goals else 0.0 if v else -REACH / STEP), 0
+        for i in range(links[v]):
+            w = ways[v, i]
+            places[v, 2] = min(places[v, 2], left[v, w, 0], left[v, w, 1])
+            for j in range(links[v]):  # a way out that is no better than turning to another, and on along that, is left out
+                x = ways[v, j]
+                if x != w and x != 0 and w != 0:
+                    gained = min(left[v, w, 0] - left[v, x, 0], left[v, w, 1] - left[v, x, 1]) - _between(bearings[v, w], bearings[v, x]) / TURN
+                    if gained > 0.0 or (gained == 0.0 and j < i):
+                        lengths[v, w] = -1.0
+        for i in range(links[v]):  # the others move up: they are in order, so none is written over before it is read
+            w = ways[v, i]
+            if lengths[v, w] >= 0.0:
+                bearings[v, kept], lengths[v, kept], aims[v, kept] = bearings[v, w], lengths[v, w], _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
+                left[v, kept, 0], left[v, kept, 1] = left[v, w, 0], left[v, w, 1]
+                kept += 1
+        links[v] = kept
+    return goals, n
+
+
+@_compiled
+def _within(bound, px, py, heading, goals, n, places, bearings, lengths, aims, left, links, walls):
+    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned?"""
+    heading %= 2 * math.pi
+    for v in range(n):
+        dx, dy, reach = places[v, 0] - px, places[v, 1] - py, (bound - places[v, 2]) * STEP
+        if reach < 0.0 or dx * dx + dy * dy > reach * reach:
+            continue
         far = math.sqrt(dx * dx + dy * dy)
-        if far / STEP + places[v, 2] > bound:
-            continue
         bearing = math.atan2(dy, dx) if far > 0.02 else heading  # who stands at a corner has turned to it
-        ahead = _between(heading, bearing)
-        back = math.pi - ahead
+        bearing += 2 * math.pi if bearing < 0.0 else 0.0
+        angle, steps = _between(heading, bearing), far / STEP
         if v < goals:
-            least = max(0.0, min(ahead, back) - (0.0 if v else _aim(far))) / TURN + places[v, 2]
-        elif far / STEP + places[v, 2] + min(ahead, back) / TURN > bound:
-            continue
+            aim = 0.0 if v else _aim(far)
+            least = min(min(_turns(angle, steps, aim)), _turns(math.pi - angle, steps, aim)[1]) + places[v, 2]
         else:
-            least = 1e9
-            for w in range(n):
-                if bearings[v, w] >= 0.0:
-                    angle, aim = _between(bearing, bearings[v, w]), _aim(lengths[v, w] * STEP + REACH) if w == 0 else 0.0
-                    same, other = _turns(angle, aim)
-                    least = min(least, ahead / TURN + min(same + left[v, w, 0], other + left[v, w, 1]), back / TURN + min(same + left[v, w, 1], other + left[v, w, 0]))
-        if far / STEP + least <= bound and _sees(px, py, places[v, 0], places[v, 1], 0.0 if v else REACH, walls):
+            ahead, back, least = _other_way(math.pi - angle, steps), _other_way(angle, steps), 1e9
+            if steps + places[v, 2] + min(ahead, back) > bound:
+                continue
+            for w in range(links[v]):
+                same, other = _turns(_between(bearing, bearings[v, w]), lengths[v, w], aims[v, w])
+                least = min(least, ahead + min(same + left[v, w, 0], other + left[v, w, 1]), back + min(same + left[v, w, 1], other + left[v, w, 0]))
+        if steps + least <= bound and _sees(px, py, places[v, 0], places[v, 1], 0.0 if v else REACH, walls):
             return True
     return False
 
 
 @_compiled
-def _around(optimism, agent, heading, gx, gy, walls, known, goals, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plan):
-    """Search one room. Returns the fewest actions (0: none in time), the bits of the first actions of such plans (-1: it gave up), and how many marks were used in `seen`; one of them is written into `plan`."""
+def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plan):
+    """Search one room for plans of `least` … `known` actions, or shorter ones that are met with. Returns the fewest actions (0: none in time), the bits of the first actions of such plans (-1: it gave up), and how many marks were used in `seen`; one of them is written into `plan`."""
     total = 0
     for k in range(HEADINGS):
         cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
-    for longest in range(1, known + 1):
-        if not _within(longest + optimism, agent[0], agent[1], heading, goals, n, places, bearings, lengths, left, walls):
+    for longest in range(least, known + 1):
+        if not _within(longest + hope, agent[0], agent[1], heading, goals, n, places, bearings, lengths, aims, left, links, walls):
             continue
-        poses[0, 0], poses[0, 1], poses[0, 2], begun[0] = agent[0], agent[1], 0.0, 0
+        poses[0, 0], poses[0, 1], turns[0], begun[0] = agent[0], agent[1], 0, 0
         first, last, found = 0, 1, 0
         for done in range(1, longest + 1):
             end = last
             for i in range(first, last):
-                k = int(poses[i, 2])
+                k = int(turns[i])
                 for action in range(1, len(ACTIONS)):
                     x, y, turned = poses[i, 0], poses[i, 1], k
                     if action == FORWARD or action == BACKWARD:
@@ -1103,7 +1154,7 @@ def _around(optimism, agent, heading, gx, gy, walls, known, goals, n, places, be
                         x, y = x + s * sign * cosines[k], y + s * sign * sines[k]
                     else:
                         turned = (k + (1 if action == TURN_RIGHT else HEADINGS - 1)) % HEADINGS
-                    bits = begun[i] if done > 1 else 1 << action
+                    bits = int(begun[i]) if done > 1 else 1 << action
                     if (gx - x) ** 2 + (gy - y) ** 2 < (REACH - _SURE) * (REACH - _SURE):
                         if found == 0 and done <= plan.shape[0]:
                             plan[done - 1], back = action, i
@@ -1113,19 +1164,19 @@ def _around(optimism, agent, heading, gx, gy, walls, known, goals, n, places, be
                         continue
                     if done == longest or not (0.0 <= x < 1.0 and 0.0 <= y < 1.0):
                         continue
-                    at = (int(y * CORNER_CELLS) * CORNER_CELLS + int(x * CORNER_CELLS)) * HEADINGS + turned
+                    at = (int(y * POSE_CELLS) * POSE_CELLS + int(x * POSE_CELLS)) * HEADINGS + turned
                     mark = seen[at] - used
                     if mark >= last:
                         begun[mark] |= bits  # another plan comes here just as soon
                     if mark >= 0:
                         continue
-                    if not _within(longest - done + optimism, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, left, walls):
+                    if not _within(longest - done + hope, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, aims, left, links, walls):
                         seen[at] = used  # as the start is: nobody need come again
                         continue
                     if total + end >= poses.shape[0]:
                         return 0, -1, used + end
                     seen[at] = used + end
-                    poses[end, 0], poses[end, 1], poses[end, 2], begun[end], came[end] = x, y, turned, bits, i * len(ACTIONS) + action
+                    poses[end, 0], poses[end, 1], turns[end], begun[end], came[end] = x, y, turned, bits, i * len(ACTIONS) + action
                     end += 1
             first, last = last, end
             if found:
@@ -1137,31 +1188,32 @@ def _around(optimism, agent, heading, gx, gy, walls, known, goals, n, places, be
 
 
 @_allocating
-def around_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, begins):
-    """Search every room with one piece of gold left that can't be gone to straight. `known`: as many actions will do, longer plans aren't looked for.
+def shortest_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest, begins):
+    """Search every room with one piece of gold left. `known`: as many actions will do, longer plans aren't looked for.
 
     `plans[i]` (int8) receives a plan, then -1; `fewest[i]` its length, 0 where nothing was found or looked for, -1 where the search gave up; `begins[i, a]`: a plan of this length begins with action a.
     """
-    most = 1 + _RIM + 4 * walls.shape[1]
-    places, bearings, lengths, left = np.empty((most, 3)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
+    most = 1 + _RIM + 4 * _AT_A_CORNER * walls.shape[1]
+    places, bearings, lengths, aims, left = np.empty((most, 3)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
+    links, ways = np.empty(most, np.int64), np.empty((most, most), np.int64)
     cosines, sines = np.empty(HEADINGS), np.empty(HEADINGS)
-    poses, begun, came = np.empty((MOST_POSES, 3)), np.empty(MOST_POSES, np.int64), np.empty(MOST_POSES, np.int64)
-    seen, used = np.zeros(CORNER_CELLS * CORNER_CELLS * HEADINGS, np.int32), 1
+    poses, turns, begun, came = np.empty((MOST_POSES, 2)), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int32)
+    seen, used = np.zeros(POSE_CELLS * POSE_CELLS * HEADINGS, np.int32), 1
     for i in range(fewest.shape[0]):
         plans[i], fewest[i], begins[i] = -1, 0, False
         if gold_here[i].sum() != 1 or known[i] <= 0 or not (0.0 <= agent[i].min() and agent[i].max() < 1.0):
             continue
         g = gold_here[i].argmax()
         gx, gy = gold[i, g, 0], gold[i, g, 1]
-        if _sees(agent[i, 0], agent[i, 1], gx, gy, REACH, walls[i]):
-            continue
-        goals, n = _corners(gx, gy, walls[i], places, bearings, lengths, left)
-        if used > 1 << 30:
-            seen[:], used = 0, 1
-        bits = 0
-        for optimism in _OPTIMISM:
-            if fewest[i] == 0 and bits == 0:
-                fewest[i], bits, used = _around(optimism, agent[i], heading[i], gx, gy, walls[i], known[i], goals, n, places, bearings, lengths, left, cosines, sines, poses, begun, came, seen, used, plans[i])
+        goals, n = _reckon(gx, gy, walls[i], places, bearings, lengths, aims, left, links, ways)
+        least, most_, bits = 1, known[i], 0
+        for hope in _HOPES:
+            if hope <= _HOPES[1] or fewest[i] == 0 and bits == 0:
+                if used > 1 << 30:
+                    seen[:], used = 0, 1
+                fewest[i], bits, used = _shortest(hope, least, most_, agent[i], heading[i], gx, gy, walls[i], goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plans[i])
+                if fewest[i] > 0:
+                    least = most_ = fewest[i]
         if bits < 0:
             fewest[i] = -1
         for action in range(len(ACTIONS)):

@@ -14,7 +14,7 @@ from .fast import FAR, GRID
 from .world import ACTIONS, STEP, Array, World, array_module, engine
 
 # %% auto #0
-__all__ = ['LIMIT', 'plan', 'oracle_steps', 'act', 'way_left', 'around', 'solvable']
+__all__ = ['LIMIT', 'plan', 'oracle_steps', 'act', 'way_left', 'shortest', 'solvable']
 
 # %% ../../nbs/game/oracle.ipynb #a072e27d
 LIMIT = 512  # actions a plan may have, unless told otherwise: the step limit of rooms with inner walls
@@ -79,19 +79,19 @@ def way_left(
     return xp.where(fields < FAR, steps, xp.zeros_like(steps) + float("inf"))
 
 # %% ../../nbs/game/oracle.ipynb #b15e6031
-def around(
+def shortest(
     world: World,  # B rooms; tensors are searched on the CPU
     known: Array,  # (B,) this many actions are known to be enough: longer plans are not looked for; 0 or less: don't search
     threads: int = 1,  # that share the rooms; no number depends on it
 ) -> tuple[Array, Array, Array]:  # (B, most known) int8 actions, then -1; (B,) int64 how many, 0 where nothing as short was found or had to be looked for, -1 where the search gave up; (B, 5) bool: what a plan of this length may begin with
-    """The shortest plans to a single piece of gold that lies behind a corner. Where it can be gone to straight, or there are several, nothing is looked for: see `plan`."""
+    """The shortest plans to a single piece of gold, halfway turns and all. Where there are several pieces nothing is looked for: see `plan`."""
     xp, here = array_module(world.agent), world.numpy() if world.is_tensor else world
     known = np.asarray(known.cpu() if world.is_tensor else known, np.int64)
     plans = np.empty((len(world), max(0, int(known.max(initial=0)))), np.int8)
     found = plans, np.empty(len(world), np.int64), np.empty((len(world), len(ACTIONS)), bool)
     shares = [slice(len(world) * k // threads, len(world) * (k + 1) // threads) for k in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda rows: fast.around_rooms(*(part[rows] for part in (here.agent, here.heading, here.gold, here.gold_here, here.walls, known, *found))), shares))
+        list(pool.map(lambda rows: fast.shortest_rooms(*(part[rows] for part in (here.agent, here.heading, here.gold, here.gold_here, here.walls, known, *found))), shares))
     return found if xp is np else tuple(xp.as_tensor(part, device=world.agent.device) for part in found)
 
 # %% ../../nbs/game/oracle.ipynb #e0789ef4

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..game import facts, levels, oracle, physics
-from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World, array_module
+from ..game import facts, levels, oracle
+from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World
 from ..lab.train import usable_cores
 from .drawings import shortest_way
 from .inquiries import drawn_line, faced, walled
@@ -137,27 +137,15 @@ _taught(
 
 # %% ../../nbs/skills/moves.ipynb #51e5d473
 def good_moves(
-    world: World,  # B rooms
+    world: World,  # B rooms with a piece of gold at most; ValueError where there are several
 ) -> tuple[Array, Array]:  # (B, 5) bool: which actions are right; (B,) bool: is there a plan, and is it known to be short
-    """The actions after which the oracle's plan is shorter than now, or has eaten the last gold; where the way turns, those with which a shortest plan begins."""
-    xp, n = array_module(world.agent), len(world)
-    every = world.map(lambda a: xp.concatenate([a] * len(ACTIONS)))
-    actions = xp.concatenate([(0 * world.gold_here[:, 0]) + action for action in range(len(ACTIONS))])
-    after, _ = physics.step(every, actions, inplace=True)
-    plans, steps = oracle.plan(after)
-    steps, own = steps.reshape(len(ACTIONS), n).swapaxes(0, 1), plans[NOOP * n : (NOOP + 1) * n, 0]
-    now = steps[:, NOOP]  # staying changes nothing
-    then = xp.where(steps >= 0, steps, now[:, None]) + 1  # with that action
-    right = then <= now[:, None]
-    stuck = (now > 0) & ~right.any(1)  # the oracle plans anew after each action, and seldom finds a longer way
-    _, fewest, begins = oracle.around(world, xp.minimum(now, xp.amin(then, 1)), min(4, usable_cores()))
-    searched = fewest > 0
-    columns = []
-    for k in range(len(ACTIONS)):
-        shortest = begins[:, k] | (then[:, k] == fewest) | ((own == k) & (now == fewest))
-        columns.append(xp.where(searched, shortest, right[:, k] | (stuck & (own == k))))
-    columns[NOOP] = now <= 0
-    return xp.stack(columns, 1), (now >= 0) & (fewest >= 0)
+    """The actions with which a shortest plan begins, see `oracle.shortest`. Where no gold is left or no plan is known, staying is marked."""
+    if len(world) and int(world.gold_here.sum(1).max()) > 1:
+        raise ValueError(f"a room has {int(world.gold_here.sum(1).max())} pieces of gold left; shortest plans are known for one, so make levels with max_gold=1")
+    known = oracle.oracle_steps(world)
+    _, fewest, begins = oracle.shortest(world, known, min(4, usable_cores()))
+    begins[:, NOOP] = fewest <= 0
+    return begins, (fewest > 0) | (known == 0)
 
 
 def _good_moves(world: World) -> tuple[Array, Array]:

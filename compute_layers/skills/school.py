@@ -20,7 +20,7 @@ from ..game import levels
 from ..game.picture import contact_sheet
 from ..lab.runs import Run
 from ..lab.train import default_threads, train, usable_cores
-from ..lab.weights import LEDGER_FILE, weights_line
+from ..lab.weights import LEDGER_FILE, read_description, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
@@ -240,11 +240,15 @@ class School:
         brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
-        """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights."""
+        """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights; where nothing was taught, beside a copy of them, with what their ledger says of the other skills."""
         self.scores = examine_skills(self.brain, self.skills, n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
         self.history.append(("end", self.scores))
         if self.steps:
             self._save(files={LEDGER_FILE: ledger_json(self.scores)}, replace=True)
+        elif self.eval_only and self.init != "none":
+            raised = {name: note for name, note in read_description(brains.weights_folder(self.init))["config"].items() if name != "brain"}
+            ledger = {**self.before, **{score.name: score for score in self.scores}}
+            brains.save(self.brain, self.run.path("weights"), files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, **raised)
         taught = {score.name: score for score in self.scores}
         self.lost = fallen({name: score for name, score in self.before.items() if name in taught}, taught)
         print("🔴 fell below its older interval: " + ", ".join(self.lost) if self.lost else "nothing fell below its older interval")
