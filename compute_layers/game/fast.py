@@ -1206,14 +1206,15 @@ def shortest_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest,
         g = gold_here[i].argmax()
         gx, gy = gold[i, g, 0], gold[i, g, 1]
         goals, n = _reckon(gx, gy, walls[i], places, bearings, lengths, aims, left, links, ways)
-        least, most_, bits = 1, known[i], 0
+        least, enough, bits = 1, known[i], 0
         for hope in _HOPES:
             if hope <= _HOPES[1] or fewest[i] == 0 and bits == 0:
                 if used > 1 << 30:
                     seen[:], used = 0, 1
-                fewest[i], bits, used = _shortest(hope, least, most_, agent[i], heading[i], gx, gy, walls[i], goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plans[i])
+                plans[i] = -1
+                fewest[i], bits, used = _shortest(hope, least, enough, agent[i], heading[i], gx, gy, walls[i], goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plans[i])
                 if fewest[i] > 0:
-                    least = most_ = fewest[i]
+                    least = enough = fewest[i]
         if bits < 0:
             fewest[i] = -1
         for action in range(len(ACTIONS)):
