@@ -235,8 +235,8 @@ class School:
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
 
-    def _save(self, replace: bool = False, **more) -> None:
-        raised = {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only}
+    def _save(self, replace: bool = False, raised: dict | None = None, **more) -> None:
+        raised = raised or {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only}
         brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
 
     def examine(self) -> list[SkillScore]:
@@ -246,9 +246,9 @@ class School:
         if self.steps:
             self._save(files={LEDGER_FILE: ledger_json(self.scores)}, replace=True)
         elif self.eval_only and self.init != "none":
-            raised = {name: note for name, note in read_description(brains.weights_folder(self.init))["config"].items() if name != "brain"}
             ledger = {**self.before, **{score.name: score for score in self.scores}}
-            brains.save(self.brain, self.run.path("weights"), files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, **raised)
+            raised = read_description(brains.weights_folder(self.init))["config"].get("raised")  # it was raised as it was
+            self._save(files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, raised=raised)
         taught = {score.name: score for score in self.scores}
         self.lost = fallen({name: score for name, score in self.before.items() if name in taught}, taught)
         print("🔴 fell below its older interval: " + ", ".join(self.lost) if self.lost else "nothing fell below its older interval")
