@@ -18,7 +18,7 @@ from ..game.world import EYE_AHEAD, World
 from .rollout import Outcome, Rooms, Stage, stage_of
 
 # %% auto #0
-__all__ = ['THINGS', 'EyesConfig', 'relations', 'Eyes', 'true_places', 'place_loss', 'school', 'how_sharp', 'Through']
+__all__ = ['THINGS', 'LACKS', 'EyesConfig', 'relations', 'Eyes', 'true_places', 'place_loss', 'school', 'how_sharp', 'Through']
 
 # %% ../../nbs/rl/eyes.ipynb #1b0c15b1
 THINGS = ("agent", "eye", "gold")
@@ -87,13 +87,20 @@ def true_places(
     return torch.stack([agent, eye, torch.as_tensor(world.gold)[:, 0]], 1).float()
 
 
+LACKS = {"": (0, 1, 2), "heading": (0, 2), "gold": (0, 1)}  # what may be left out of school, and the things that are taught then
+
+
 def place_loss(
     seen: Tensor,  # (B, 3, 2)
     true: Tensor,  # (B, 3, 2)
+    lacks: str = "",  # "gold" or "heading": nothing is said of that
 ) -> Tensor:
     """Mean squared error of the places, plus that of the direction of looking, in units of the eye's distance."""
+    if lacks not in LACKS:
+        raise ValueError(f"lacks must be one of {', '.join(map(repr, LACKS))}, got {lacks!r}")
     nose = (seen[:, 1] - seen[:, 0] - true[:, 1] + true[:, 0]) / EYE_AHEAD
-    return (seen - true).square().sum(-1).mean() * 100 + nose.square().sum(-1).mean()
+    away = (seen - true).square().sum(-1)[:, LACKS[lacks]].mean() * 100
+    return away if lacks == "heading" else away + nose.square().sum(-1).mean()
 
 
 def school(
@@ -103,6 +110,7 @@ def school(
     lr: float = 1e-2,  # of Adam; falls linearly to 0
     seed: int = 0,  # of the rooms, below `levels.HELD_OUT_SEED`
     stage: str | Stage = "near",
+    lacks: str = "",  # see `place_loss`
 ) -> Iterator[dict[str, float]]:  # one row a step: step, loss
     """Teach the eyes, in place, one step for each row that is asked for."""
     optimizer = torch.optim.Adam(eyes.parameters(), lr=lr)
@@ -112,7 +120,7 @@ def school(
             group["lr"] = lr * (1 - step / steps)
         world = stage_of(stage).rooms(seed, batch, step * batch)
         pictures = torch.from_numpy(picture.draw(world, eyes.config.size)).to(device)
-        loss = place_loss(eyes(pictures), true_places(world).to(device))
+        loss = place_loss(eyes(pictures), true_places(world).to(device), lacks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
