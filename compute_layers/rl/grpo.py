@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..game import oracle
 from ..game.world import TURN_LEFT, TURN_RIGHT, World
-from .ppo import Batch, Learner, Watchman, improve, say_warnings
+from .ppo import Batch, Learner, improve, say_warnings
 from .rollout import Act, Stage, sample
 
 # %% auto #0
@@ -195,7 +195,7 @@ def grpo(
     """Train, and give a row after each update: frames, CPU seconds, success of its own tries, silent groups, entropy, KL, warnings."""
     if game.n != config.groups * config.tries:
         raise ValueError(f"{config.groups} groups of {config.tries} tries need {config.groups * config.tries} rooms, got {game.n}")
-    learner, watchman = Learner(policy, game, seed, config.lr), Watchman(game.actions)
+    learner = Learner(policy, game, seed, config.lr)
     reference = copy.deepcopy(policy).requires_grad_(False) if config.reference_weight else None
     order, stage = torch.Generator().manual_seed(seed), stage or game.stage
     while learner.frames < config.frames:
@@ -222,5 +222,5 @@ def grpo(
         if by_guide.any():
             row["guide_probability"] = float(tries.log_probs[by_guide].exp().mean())
             row["own_probability"] = float(tries.log_probs[~by_guide].exp().mean())
-        say_warnings(watchman, row)
+        say_warnings(learner.watchman, row)
         yield row

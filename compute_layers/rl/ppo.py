@@ -188,7 +188,7 @@ def say_warnings(
 # %% ../../nbs/rl/ppo.ipynb #0e8e2aea
 @dataclass
 class Learner:
-    """A policy, its optimiser, its game and its dice: all that a run needs to go on."""
+    """A policy, its optimiser, its game, its dice and its watchman: all that a run needs to go on."""
 
     policy: nn.Module
     game: Game
@@ -204,7 +204,7 @@ class Learner:
         self.device = parameters[0].device
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr, eps=self.adam_eps, fused=self.device.type in ("cpu", "cuda"))
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
-        self.episodes = Episodes.of(self.game.n)
+        self.episodes, self.watchman = Episodes.of(self.game.n), Watchman(self.game.actions)
         self.began = time.process_time()
 
     def tick(self) -> float:
@@ -227,7 +227,8 @@ class Learner:
         tensors |= {f"game/{name}": torch.from_numpy(value) for name, value in self.game.state_dict().items()}
         tensors |= {"dice": self.generator.get_state(), "episodes/returns": torch.from_numpy(self.episodes.returns),
                     "episodes/lengths": torch.from_numpy(self.episodes.lengths)}
-        state = {"config": asdict(config), "frames": self.frames, "seconds": self.tick(), "seed": self.seed}
+        state = {"config": asdict(config), "frames": self.frames, "seconds": self.tick(), "seed": self.seed,
+                 "watchman": asdict(self.watchman) | {"saying": sorted(self.watchman.saying)}}
         return save_checkpoint(folder, self.updates, tensors, state, keep=2)
 
     def resume(
@@ -255,6 +256,8 @@ class Learner:
         self.game.load_state_dict({name: value.numpy() for name, value in part("game/").items()})
         self.generator.set_state(saved.tensors["dice"])
         self.episodes.returns, self.episodes.lengths = saved.tensors["episodes/returns"].numpy().copy(), saved.tensors["episodes/lengths"].numpy().copy()
+        if "watchman" in saved.state:  # what he has said he doesn't say again
+            self.watchman = Watchman(**saved.state["watchman"] | {"saying": set(saved.state["watchman"]["saying"])})
         self.frames, self.updates, self.seconds, self.began = saved.state["frames"], saved.step, saved.state["seconds"], time.process_time()
         return True
 
@@ -286,7 +289,7 @@ def ppo(
     if resume and checkpoints is not None:
         learner.resume(checkpoints, config)
     rollout = Rollout.allocate(config.steps, game.observe(), learner.device)
-    watchman, per_update = Watchman(game.actions), config.steps * game.n
+    per_update = config.steps * game.n
     updates = max(1, config.frames // per_update)
     order = torch.Generator().manual_seed(seed)
 
@@ -308,7 +311,7 @@ def ppo(
         learner.frames, learner.updates = learner.frames + per_update, learner.updates + 1
         row = {"frames": learner.frames, "seconds": learner.tick(), "lr": lr, **learner.episodes.take(), **report, **heard,
                "explained_variance": explained_variance(batch.values, batch.returns)}
-        say_warnings(watchman, row)
+        say_warnings(learner.watchman, row)
         left = 1.0 - gone()
         if checkpoints is not None and (learner.updates % checkpoint_every == 0 or left <= 0):
             learner.save(checkpoints, config)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .policies import Policy
-from .ppo import Batch, Learner, PPOConfig, Watchman, advantages, improve, say_warnings
+from .ppo import Batch, Learner, PPOConfig, advantages, improve, say_warnings
 from .rollout import GEOMETRY, Rollout, Rooms, collect
 
 _AWAY = (GEOMETRY.index("gold0_dx"), GEOMETRY.index("gold0_dy"))
@@ -160,7 +160,7 @@ def optimise(
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row after each update: proxy (a step), success (the truth), nats a step from the reference, warnings."""
     learner, rollout = Learner(policy, game, seed, config.lr, config.adam_eps), Rollout.allocate(config.steps, game.observe())
-    watchman, order = Watchman(game.actions), torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
     updates = max(1, config.frames // (config.steps * game.n))
     for update in range(updates):
         for group in learner.optimizer.param_groups:
@@ -180,7 +180,7 @@ def optimise(
         learner.frames, learner.updates = learner.frames + config.steps * game.n, learner.updates + 1
         row = {"frames": learner.frames, "seconds": learner.tick(), "proxy": float(proxy.mean()), "paid": float(paid.mean()), "nats": float(nats),
                **learner.episodes.take(), **report}
-        say_warnings(watchman, row)
+        say_warnings(learner.watchman, row)
         yield row
         if budget is not None and row["nats"] >= budget:
             return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .grpo import play_groups
-from .ppo import Learner, Watchman, say_warnings
+from .ppo import Learner, say_warnings
 from .rollout import Rooms
 
 # %% auto #0
@@ -67,7 +67,7 @@ def reinforce(
     """Train, and give a row after each gradient step: frames, CPU seconds, success, entropy, warnings. Raises `ValueError` for two pieces of gold."""
     if game.stage.inner and game.stage.max_gold > 1:
         raise ValueError(f"the return from a step on is only known in rooms with one piece of gold, stage {game.stage.name!r} has up to {game.stage.max_gold}")
-    learner, watchman = Learner(policy, game, seed, config.lr), Watchman(game.actions)
+    learner = Learner(policy, game, seed, config.lr)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     while learner.frames < config.frames:
         for group in learner.optimizer.param_groups:
@@ -92,5 +92,5 @@ def reinforce(
         learner.frames, learner.updates = learner.frames + len(tries.actions), learner.updates + 1
         row = {"frames": learner.frames, "seconds": learner.tick(), "success": float(tries.won.mean()), **{k: float(v) for k, v in report.items()},
                "grad_norm": float(norm), "approx_kl": float((ratio.exp() - 1 - ratio).mean()), "value_loss": 0.0}
-        say_warnings(watchman, row)
+        say_warnings(learner.watchman, row)
         yield row
