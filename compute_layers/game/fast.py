@@ -996,6 +996,9 @@ def _aim(far):
     return math.asin(min(1.0, REACH / max(far, 1e-9)))
 
 
+_ANGLE_BINS, _WAY_BINS = 91, 49  # two degrees, half a step
+
+
 def _three_point_turns():
     """(angle, way): the actions that it takes to go on the other way about after a bend, at best past it: the further past it, the less there is to turn, and the more to go."""
     angle = np.linspace(0.0, math.pi, _ANGLE_BINS)[:, None, None]
@@ -1004,8 +1007,7 @@ def _three_point_turns():
     return (past + np.hypot(across, along) - far + (math.pi - np.arctan2(across, along)) / TURN).min(2)
 
 
-_ANGLE_BINS, _WAY_BINS = 91, 49  # two degrees, half a step
-_OTHER_WAY = _three_point_turns()
+_OTHER_WAY = _three_point_turns()  # 35 kB, made when this is imported: compiled code knows constants only
 
 
 @_inlined
@@ -1171,7 +1173,7 @@ def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, place
                     if mark >= 0:
                         continue
                     if not _within(longest - done + hope, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, aims, left, links, walls):
-                        seen[at] = used  # as the start is: nobody need come again
+                        seen[at] = used  # the mark of the start: nobody need come again
                         continue
                     if total + end >= poses.shape[0]:
                         return 0, -1, used + end

@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ class Learner:
         tensors |= {"dice": self.generator.get_state(), "episodes/returns": torch.from_numpy(self.episodes.returns),
                     "episodes/lengths": torch.from_numpy(self.episodes.lengths)}
         state = {"config": asdict(config), "frames": self.frames, "seconds": self.tick(), "seed": self.seed,
-                 "watchman": asdict(self.watchman) | {"saying": sorted(self.watchman.saying)}}
+                 "watchman": {"rows": self.watchman.rows, "largest": self.watchman.largest, "saying": sorted(self.watchman.saying)}}
         return save_checkpoint(folder, self.updates, tensors, state, keep=2)
 
     def resume(
@@ -257,7 +257,7 @@ class Learner:
         self.generator.set_state(saved.tensors["dice"])
         self.episodes.returns, self.episodes.lengths = saved.tensors["episodes/returns"].numpy().copy(), saved.tensors["episodes/lengths"].numpy().copy()
         if "watchman" in saved.state:  # what he has said he doesn't say again
-            self.watchman = Watchman(**saved.state["watchman"] | {"saying": set(saved.state["watchman"]["saying"])})
+            self.watchman = replace(self.watchman, **saved.state["watchman"] | {"saying": set(saved.state["watchman"]["saying"])})
         self.frames, self.updates, self.seconds, self.began = saved.state["frames"], saved.step, saved.state["seconds"], time.process_time()
         return True
 

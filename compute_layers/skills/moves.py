@@ -139,12 +139,14 @@ _taught(
 def good_moves(
     world: World,  # B rooms with a piece of gold at most; ValueError where there are several
 ) -> tuple[Array, Array]:  # (B, 5) bool: which actions are right; (B,) bool: is there a plan, and is it known to be short
-    """The actions with which a shortest plan begins, see `oracle.shortest`. Where no gold is left or no plan is known, staying is marked."""
+    """The actions with which a shortest plan begins, see `oracle.shortest`; where that gives up, the oracle's own. Where no gold is left or no plan is known, staying is marked."""
     if len(world) and int(world.gold_here.sum(1).max()) > 1:
         raise ValueError(f"a room has {int(world.gold_here.sum(1).max())} pieces of gold left; shortest plans are known for one, so make levels with max_gold=1")
-    known = oracle.oracle_steps(world)
+    plans, known = oracle.plan(world)
     _, fewest, begins = oracle.shortest(world, known, min(4, usable_cores()))
-    begins[:, NOOP] = fewest <= 0
+    for action in range(len(ACTIONS)):
+        begins[:, action] |= (fewest <= 0) & (known > 0) & (plans[:, 0] == action)
+    begins[:, NOOP] = known <= 0
     return begins, (fewest > 0) | (known == 0)
 
 
@@ -228,11 +230,12 @@ def _say_and_move(scene: Scene) -> Task:
         moves[:, FORWARD] & ahead, moves[:, BACKWARD] & ~ahead, left & (bearing < 0), right & (bearing >= 0),
         left & ~ahead & (bearing >= 0), right & ~ahead & (bearing < 0),
     ]
-    reasons = torch.stack(reasons, 1)
-    silent = ~reasons.any(1)
-    reasons = torch.cat([reasons, silent[:, None]], 1)
+    reasons, stay = torch.stack(reasons, 1), moves[:, NOOP]
+    silent = ~reasons.any(1) & ~stay  # a step back, say, from gold that is ahead: right, and none of these sentences is true of it
+    reasons[:, 2] |= silent & (bearing < 0)  # nobody is asked about such rooms; in lessons they get the turn to the gold and not "no way"
+    reasons[:, 3] |= silent & (bearing >= 0)
     clear = planned & (abs(away - math.pi / 2) >= ANGLE_MARGIN) & (math.pi - away >= ANGLE_MARGIN)
-    return Task(scene.draw(world)[:, None], right=reasons, sure=clear & ~silent, world=world)
+    return Task(scene.draw(world)[:, None], right=torch.cat([reasons, stay[:, None]], 1), sure=clear & ~silent & ~stay, world=world)
 
 
 _taught(

@@ -875,6 +875,7 @@ class ReaderLesson:
     asked: int = 8  # skills in each step
     each: int = 32  # rooms of each
     inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
+    steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 10.0  # weight of what must stay
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
@@ -899,7 +900,8 @@ class ReaderLesson:
             return self.rooms
         lacks = weights.get(skill.name, 1.0) - min(weights.values())
         pictures = skill.make(skill.scene(self.seed, 2, size=self.size)).canvases.shape[1]
-        return round(self.rooms * min(max((lacks / 0.005) ** 2, 0.2), max(1, MOST / pictures)))
+        rooms = round(self.rooms * min(max((lacks / 0.005) ** 2, 0.2), max(1, MOST / pictures)))
+        return min(rooms, self.steps * self.each) if self.steps and not self.inferred else rooms
 
     def _tasks(self, skill: Skill, n: int) -> Iterator[Task]:
         """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""

@@ -183,7 +183,7 @@ class School:
         if self.only in ("reader", "inference"):
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.partition(".")[0] in READER)
-            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))
@@ -235,17 +235,24 @@ class School:
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
 
-    def _save(self, replace: bool = False, raised: dict | None = None, **more) -> None:
-        raised = raised or {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only}
-        brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, raised=raised, **more)
+    def _save(self, replace: bool = False, **more) -> None:
+        more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only})
+        brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, **more)
+
+    def _is_as_begun(self) -> bool:
+        """Is the brain the one that it was begun with, and not one that has grown out of it?"""
+        if self.init == "none":
+            return False
+        begun = brains.load(self.init)
+        return begun.config == self.brain.config and begun.words.to_json() == self.brain.words.to_json()
 
     def examine(self) -> list[SkillScore]:
-        """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights; where nothing was taught, beside a copy of them, with what their ledger says of the other skills."""
+        """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights; with `eval_only` beside a copy of them (unless the brain had to grow first), with what their ledger says of the other skills."""
         self.scores = examine_skills(self.brain, self.skills, n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
         self.history.append(("end", self.scores))
         if self.steps:
             self._save(files={LEDGER_FILE: ledger_json(self.scores)}, replace=True)
-        elif self.eval_only and self.init != "none":
+        elif self.eval_only and self._is_as_begun():
             ledger = {**self.before, **{score.name: score for score in self.scores}}
             raised = read_description(brains.weights_folder(self.init))["config"].get("raised")  # it was raised as it was
             self._save(files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, raised=raised)
