@@ -226,17 +226,18 @@ def _say_and_move(scene: Scene) -> Task:
     away = abs(bearing)
     ahead = away < math.pi / 2
     left, right = moves[:, TURN_LEFT], moves[:, TURN_RIGHT]
-    reasons = [
+    reasons = torch.stack([
         moves[:, FORWARD] & ahead, moves[:, BACKWARD] & ~ahead, left & (bearing < 0), right & (bearing >= 0),
-        left & ~ahead & (bearing >= 0), right & ~ahead & (bearing < 0),
-    ]
-    reasons, stay = torch.stack(reasons, 1), moves[:, NOOP]
-    silent = ~reasons.any(1) & ~stay  # a step back, say, from gold that is ahead: right, and none of these sentences is true of it
-    reasons[:, 2] |= silent & (bearing < 0)  # nobody is asked about such rooms; in lessons they get the turn to the gold and not "no way"
-    reasons[:, 3] |= silent & (bearing >= 0)
-    clear = planned & (abs(away - math.pi / 2) >= ANGLE_MARGIN) & (math.pi - away >= ANGLE_MARGIN)
-    return Task(scene.draw(world)[:, None], right=torch.cat([reasons, stay[:, None]], 1), sure=clear & ~silent & ~stay, world=world)
-
+        left & ~ahead & (bearing >= 0), right & ~ahead & (bearing < 0), moves[:, NOOP],
+    ], 1)
+    clear = planned & (abs(away - math.pi / 2) >= ANGLE_MARGIN) & (math.pi - away >= ANGLE_MARGIN) & ~moves[:, NOOP]
+    # a step back, say, from gold that is ahead: right, and none of these sentences is true of it. Another room takes the place of such a one
+    told = reasons.any(1)
+    rows = torch.arange(len(told), device=told.device)
+    rows = torch.where(told, rows, rows[told][rows % told.sum()]) if told.any() else rows
+    reasons, clear = reasons[rows], clear[rows] & told  # and is not asked about twice
+    reasons[:, -1] |= ~reasons.any(1)
+    return Task(scene.draw(world)[rows][:, None], right=reasons, sure=clear, world=world.take(rows if world.is_tensor else rows.cpu().numpy()))
 
 _taught(
     name="say_and_move",
