@@ -239,6 +239,7 @@ def _say_and_move(scene: Scene) -> Task:
     reasons[:, -1] |= ~reasons.any(1)
     return Task(scene.draw(world)[rows][:, None], right=reasons, sure=clear, world=world.take(rows if world.is_tensor else rows.cpu().numpy()))
 
+
 _taught(
     name="say_and_move",
     prompts=[(
