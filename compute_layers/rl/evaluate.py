@@ -17,13 +17,15 @@ import torch
 from ..game import levels, oracle, physics, picture
 from ..game.envs import STATE_FIELDS, state
 from ..game.world import ACTIONS, FORWARD, World
+from ..lab.runs import Run
 from .policies import Policy, PolicyConfig, load_policy, save_policy
 from .rollout import GEOMETRY, Rooms, Stage, stage_of
 from .sight import look
 
 # %% auto #0
 __all__ = ['LEVELS', 'KEPT_SEED', 'Played', 'observe', 'play', 'policy_player', 'Estimate', 'interquartile_mean', 'examine',
-           'best_of', 'beside', 'score_summary', 'score_table', 'plot_curves', 'film', 'median_room', 'save_film']
+           'best_of', 'save_best', 'beside', 'score_summary', 'score_table', 'plot_curves', 'film', 'median_room',
+           'save_film']
 
 # %% ../../nbs/rl/evaluate.ipynb #56b01f2b
 LEVELS = 2000  # held-out levels of each stage
@@ -192,6 +194,21 @@ def best_of(
     """Who is to be kept: the best mean of greedy and sampled success, in rooms that no examination uses, so that what is reported of it was not chosen by luck."""
     rates = [sum(play(player, stage, n, greedy, seed=KEPT_SEED).rate for greedy in (True, False)) for player in players]
     return int(np.argmax(rates))
+
+
+def save_best(
+    run: Run,  # the weights go into its folder
+    policies: Sequence[Policy],  # one for each seed
+    seeds: Sequence[int],
+    trained: dict,  # JSON: how, for the config of the weights
+    stage: str | Stage = "near",
+    n: int = LEVELS // 4,
+) -> int:  # which of them
+    """Keep the best policy of a run, see `best_of`, and say which."""
+    kept = best_of(policies, stage, n)
+    print(f"seed {seeds[kept]} is kept: the best in rooms that are not examined here")
+    save_policy(policies[kept], run.path("weights"), replace=run.resumed, trained={**trained, "kept_seed": seeds[kept]})
+    return kept
 
 
 def beside(
