@@ -32,7 +32,8 @@ class PolicyConfig:
     hidden: tuple[int, ...] = (64, 64)  # widths of the layers for numbers
     channels: tuple[int, int] = (16, 32)  # of the two convolutions for pictures
     looked: int = 128  # width of the layer behind them
-    separate_value: bool = True  # numbers only: the value has a net of its own
+    separate_value: bool = True  # numbers: the value has a net of its own
+    separate_value_eyes: bool = False  # pictures: the value has convolutions of its own, at twice the price
     orthogonal: bool = True  # initial weights as in Huang et al. 2022, detail 2; False: torch's
     scale: float = 8.0  # numbers are multiplied by this: most are lengths of a fraction of a room
     eyes: dict | None = None  # pictures are read by eyes of this shape (see `rl.eyes`), frozen at first, and the net gets their numbers
@@ -64,6 +65,19 @@ def _trunk(widths: tuple[int, ...], orthogonal: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _convolutions(config: PolicyConfig, side: int) -> nn.Sequential:
+    """For pictures, with `side` places a side left behind the second convolution."""
+    first, second = config.channels
+    layers = nn.Sequential(
+        nn.Conv2d(3, first, 8, 4), nn.ReLU(), nn.Conv2d(first, second, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(second * side * side, config.looked), nn.ReLU(),
+    )
+    for layer in layers:
+        if config.orthogonal and isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+    return layers
+
+
 class Policy(nn.Module):
     """Logits and a value for each observation."""
 
@@ -77,21 +91,12 @@ class Policy(nn.Module):
             self.value_trunk = _trunk(widths, config.orthogonal) if config.separate_value else None
             width = config.hidden[-1]
         else:
-            first, second = config.channels
             side = ((config.inputs - 8) // 4 + 1 - 3) // 2 + 1
             if side < 1:
                 raise ValueError(f"pictures must have at least 16 pixels a side, got inputs={config.inputs}")
             width = config.looked
-            self.trunk = nn.Sequential(
-                nn.Conv2d(3, first, 8, 4), nn.ReLU(), nn.Conv2d(first, second, 3, 2), nn.ReLU(), nn.Flatten(),
-                nn.Linear(second * side * side, width), nn.ReLU(),
-            )
-            self.value_trunk = None
-            if config.orthogonal:
-                for layer in self.trunk:
-                    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                        nn.init.orthogonal_(layer.weight, math.sqrt(2))
-                        nn.init.zeros_(layer.bias)
+            self.trunk = _convolutions(config, side)
+            self.value_trunk = _convolutions(config, side) if config.separate_value_eyes else None
         self.logits = _layer(width, config.actions, 0.01, config.orthogonal)
         self.value = _layer(width, 1, 1.0, config.orthogonal)
 

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..game import facts, levels, oracle
-from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World
+from ..game import facts, levels, oracle, physics
+from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World, array_module
 from ..lab.train import usable_cores
 from .drawings import shortest_way
 from .inquiries import drawn_line, faced, walled
@@ -19,16 +22,16 @@ from .questions import ANGLE_MARGIN
 from .skill import MOVES, Scene, Skill, Task, register
 
 # %% auto #0
-__all__ = ['MOVE_SKILLS', 'MINIMAL_PAIRS', 'good_moves']
+__all__ = ['MOVE_SKILLS', 'MET_IN_PLAY', 'WALK', 'MINIMAL_PAIRS', 'good_moves', 'way_bends', 'met_in_play']
 
 # %% ../../nbs/skills/moves.ipynb #7f650c56
 MOVE_SKILLS: list[Skill] = []
 _ONE_MOVE = tuple((move,) for move in MOVES)
 
 
-def _taught(*, name, prompts, held_out, make, answers=_ONE_MOVE, rooms=walled, mirrored=None) -> None:
+def _taught(*, name, prompts, held_out, make, answers=_ONE_MOVE, rooms=walled, **more) -> None:
     """Declare one skill; `prompts` and `held_out` hold the patterns of each variant."""
-    MOVE_SKILLS.append(Skill(name, "moves", tuple(map(tuple, prompts)), tuple(map(tuple, held_out)), make, tuple(answers), rooms, mirrored))
+    MOVE_SKILLS.append(Skill(name, "moves", tuple(map(tuple, prompts)), tuple(map(tuple, held_out)), make, tuple(answers), rooms, **more))
 
 
 def _among(scene: Scene, *right: tuple[int, Array]) -> Tensor:  # (B, 5) bool
@@ -161,12 +164,33 @@ def _next_move(scene: Scene) -> Task:
     return Task(scene.draw(world)[:, None], right=scene.tensor(right), sure=scene.tensor(planned), world=world)
 
 
-def _next_move_walls(scene: Scene) -> Task:
-    """Rooms in which the way turns are the hard ones: one in eight."""
-    task = _next_move(scene)
-    points, found = (scene.tensor(known) for known in shortest_way(task.world))
-    task.hard = found & points[:, 2, 0].isfinite()
-    return task
+def way_bends(
+    world: World,  # B rooms
+) -> Array:  # (B,) bool
+    """Must the agent go around a wall to its first piece of gold? In one of eight rooms of `walled`."""
+    points, found = shortest_way(world)
+    return found & array_module(points).isfinite(points[:, 2, 0])
+
+
+MET_IN_PLAY, WALK = 0.35, 12  # share of a lesson's rooms in which the agent has gone some steps already, and how many at most
+
+
+def met_in_play(
+    rooms: Callable[..., World],  # as `Skill.rooms`
+) -> Callable[..., World]:  # as `Skill.rooms`
+    """The same rooms as a player meets them: in some the agent has gone on or back already, often until a wall stopped it. Where it would have eaten gold it stays."""
+
+    def made(seed: int, n: int, first: int = 0, device=None) -> World:
+        world, chance = rooms(seed, n, first=first, device=device), np.random.default_rng((seed, first))
+        steps = np.where(chance.random(n) < MET_IN_PLAY, chance.integers(1, WALK + 1, n), 0)
+        way, gone = np.where(chance.random(n) < 0.7, FORWARD, BACKWARD), world.copy()
+        for step in range(WALK):
+            actions = np.where(step < steps, way, NOOP)
+            gone, _ = physics.step(gone, torch.as_tensor(actions, device=device) if world.is_tensor else actions)
+        ate = (gone.gold_here != world.gold_here).any(1)
+        return replace(world, agent=array_module(world.agent).where(ate[:, None], world.agent, gone.agent))
+
+    return made
 
 
 _taught(
@@ -176,7 +200,7 @@ _taught(
         "eat the gold", "make your next move to the gold", "tell me your next move to the gold",
     )],
     held_out=[("now go to the gold", "please move toward the gold", "what is your next move to the gold")],
-    make=_next_move, rooms=levels.bare,
+    make=_next_move, rooms=levels.bare, lessons=met_in_play(levels.bare),
 )
 _taught(
     name="next_move_walls",
@@ -185,7 +209,7 @@ _taught(
         "move around the walls to the gold", "find a way to the gold and make a move",
     )],
     held_out=[("now go around the walls to the gold", "what is the next move around the walls to the gold", "please find a way to the gold and make a move")],
-    make=_next_move_walls, mirrored=(NOOP, FORWARD, BACKWARD, TURN_RIGHT, TURN_LEFT),
+    make=_next_move, lessons=met_in_play(walled), hard=way_bends, mirrored=(NOOP, FORWARD, BACKWARD, TURN_RIGHT, TURN_LEFT),
 )
 
 # %% ../../nbs/skills/moves.ipynb #2313e16e
@@ -258,7 +282,7 @@ _taught(
         (f"turn right because the gold is behind {MOVES[TURN_RIGHT]}",),
         (f"stay because there is no way to the gold {MOVES[NOOP]}",),
     ],
-    rooms=levels.bare,
+    rooms=levels.bare, lessons=met_in_play(levels.bare),
 )
 register(*MOVE_SKILLS)
 

@@ -29,11 +29,12 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'Phrasebook', 'trim',
-           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
-           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
-           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
-           'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN',
+           'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others',
+           'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
+           'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
+           'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
+           'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -359,7 +360,7 @@ class RaiseLesson:
 
     def _scene(self, skill: Skill, n: int, step: int) -> Scene:
         """Fresh rooms for one skill."""
-        return skill.scene(self.seed, n, first=step * 64, size=self.size)
+        return skill.scene(self.seed, n, first=step * 64, size=self.size, lesson=True)
 
     def _plain_rooms(self, n: int, step: int) -> World:
         """Fresh walled rooms for all skills that ask about plain pictures."""
@@ -781,10 +782,13 @@ def teach_inference(
     steps: int = 18000,
     rooms: int = 256,  # in each step, all of one skill
     lr: float = 2e-3,  # falls to zero
-    stays: float = 0.3,  # weight of what words were told before: the reader is used to it
+    stays: float = 0.15,  # weight of what words were told before: the reader is used to it
+    decay: float = 1.0,  # of the weights, times the learning rate a step
+    left_out: float = 0.1,  # share of the numbers found that are hidden in a step
+    tried: float = 0.04,  # share of each skill's rooms, its last ones, in which nothing is taught
     seed: int = 0,
     progress: bool = True,
-) -> list[float]:  # the loss of each step
+) -> tuple[list[float], dict[str, float]]:  # the loss of each step, and for each skill in what share of the rooms it is tried in the answer is right
     """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
 
     In full precision, also inside a step of `lab.train` (there, autocast would go on using the weights as they first were). Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
@@ -792,7 +796,7 @@ def teach_inference(
     """
     device, names = brain.registers.device, list(known)
     odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
-    odds = odds - 0.9 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
+    odds = odds - 0.98 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
     some = torch.cat([found[:500] for found, _, _ in known.values()])
     mean, deviation = some.mean(0), some.std(0).clamp(min=0.05)  # what is found has a deviation of one here, and is given its own again in the end; what is seldom found counts no more for that
     generator = torch.Generator().manual_seed(seed)
@@ -809,16 +813,18 @@ def teach_inference(
     was = hears(some, before)
     spread = was.std(0).mean().square()
     parameters = [part.requires_grad_() for part in parts] + list(heads.values())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    losses = []
+    losses, last = [], {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
+    says = lambda name, found, variant: torch.einsum("nvw,nw->nv", heads[name][variant], hears(found, parts))  # noqa: E731
     for _ in progress_bar(range(steps), progress, desc="inferring", unit="step"):
         name = names[int(torch.multinomial(odds, 1, generator=generator))]
         found, variant, right = known[name]
-        rows = torch.randint(len(found), (rooms,), generator=generator).to(device)
+        rows = torch.randint(last[name], (rooms,), generator=generator).to(device)
         found, right = found[rows] / deviation, right[rows].float()
-        heard = hears(found, parts)
-        guess = torch.einsum("nvw,nw->nv", heads[name][variant[rows]], heard).log_softmax(-1)
+        shown = torch.rand(found.shape, generator=generator).to(device) >= left_out
+        found = mean / deviation + (found - mean / deviation) * shown / (1 - left_out)
+        guess = says(name, found, variant[rows]).log_softmax(-1)
         wrong = -(right / right.sum(1, keepdim=True).clamp(min=1) * guess).sum(1).mean()
         kept = torch.randint(len(some), (rooms,), generator=generator).to(device)  # of all skills alike
         loss = wrong + stays * (hears(some[kept], parts) - was[kept]).square().mean() / spread
@@ -827,18 +833,24 @@ def teach_inference(
         optimizer.step(), schedule.step()
         losses.append(wrong.item())
     with torch.no_grad():
+        rate = {}
+        for name, (found, variant, right) in known.items():
+            said = says(name, found[last[name] :] / deviation, variant[last[name] :]).argmax(1, keepdim=True)
+            rate[name] = right[last[name] :].gather(1, said).float().mean().item()
         brain.tell.weight.copy_(parts[0] / deviation)
         brain.infer_in.weight.copy_(parts[1] / deviation)
         brain.infer_in.bias.copy_(parts[2] - brain.infer_in.weight @ mean)
         brain.infer_out.weight.copy_(parts[3])
-    return losses
+    return losses, rate
 
 
 # %% ../../nbs/skills/raising.ipynb #d29e5f10
-READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", "tell", "infer_in", "infer_out")  # parts of a brain
+INFERENCE = ("tell", "infer_in", "infer_out")  # parts of a brain: what every word is told
+READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", *INFERENCE)
 
 
 MOST = 16  # times as many rooms as usual are looked at for a skill that lags most
+PLAIN = 4  # times as many that many skills ask about, where something is inferred
 
 
 class _Seen:
@@ -904,15 +916,20 @@ class ReaderLesson:
         return min(rooms, self.steps * self.each) if self.steps and not self.inferred else rooms
 
     def _tasks(self, skill: Skill, n: int) -> Iterator[Task]:
-        """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""
+        """About n rooms of a skill. Where it lags and has hard ones, about three quarters of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""
         given, first = 0, 0
         while given < n:
-            task = skill.make(skill.scene(self.seed, min(self.batch, n - given), first=first, size=self.size))
-            first += len(task.canvases)
-            if task.hard is not None and given > self.rooms and given < n - (n - self.rooms) // 2:
-                kept = task.hard & task.sure
-                task = Task(task.canvases[kept], task.variant[kept], task.right[kept])
-                if skill.mirrored and len(task.canvases):
+            practises = skill.hard is not None and self.rooms < given < n - (n - self.rooms) // 4
+            scene = skill.scene(self.seed, self.batch if practises else min(self.batch, n - given), first=first, size=self.size, lesson=True)
+            first += len(scene)
+            if practises:
+                scene = Scene(scene.world.take(np.flatnonzero(skill.hard(scene.world))), self.size, (self.seed << 24) + first)
+                if not len(scene):
+                    continue
+            task = skill.make(scene)
+            if practises:
+                task = Task(task.canvases[task.sure], task.variant[task.sure], task.right[task.sure])
+                if skill.mirrored:
                     others = [seen_otherwise(task, skill.mirrored, k, k % 2 == 1) for k in range(1, 4)]
                     yield from others
                     given += sum(len(other.canvases) for other in others)
@@ -924,18 +941,19 @@ class ReaderLesson:
         weights = needs_at(self.needs, 0)
         plain = [skill for skill in self.spoken if sees_plain_rooms(skill, self.seed, self.size)]
         many = {skill: self._rooms_for(skill, weights) for skill in self.spoken if skill not in plain}
-        progress = progress_bar(total=sum(many.values()) + self.rooms + self.rooms // 5, show=self.progress, desc="looking", unit="room")
+        many_plain = PLAIN * self.rooms if self.inferred else self.rooms
+        progress = progress_bar(total=sum(many.values()) + many_plain + self.rooms // 5, show=self.progress, desc="looking", unit="room")
         for skill, n in many.items():
             seen = _Seen(self.brain, ((task.canvases, {skill.name: task}) for task in self._tasks(skill, n)), progress)
             self.seen.append(seen)
             self.of[skill.name] = seen
 
         def asked(first: int) -> tuple[Tensor, dict[str, Task]]:
-            world = levels.walls(self.seed, min(self.batch, self.rooms - first), first=first, max_gold=1)
+            world = levels.walls(self.seed, min(self.batch, many_plain - first), first=first, max_gold=1)
             tasks = {skill.name: skill.make(Scene(world, self.size, (self.seed << 24) + 64 * first + k)) for k, skill in enumerate(plain)}
             return Scene(world, self.size, 0).draw(), tasks
 
-        self.plain = _Seen(self.brain, map(asked, range(0, self.rooms, self.batch)), progress)
+        self.plain = _Seen(self.brain, map(asked, range(0, many_plain, self.batch)), progress)
         self.seen.append(self.plain)
         self.of |= dict.fromkeys(self.plain.asked, self.plain)
         worlds = [levels.bare(self.seed, min(self.batch, self.rooms // 5 - first), first=first) for first in range(0, self.rooms // 5, self.batch)]
@@ -944,7 +962,7 @@ class ReaderLesson:
         progress.close()
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
 
-    def infer(self, brain: Brain) -> list[float]:
+    def infer(self, brain: Brain) -> tuple[list[float], dict[str, float]]:
         """See `teach_inference`: all that lags, before it is put into words. For a lesson that has looked."""
         weights = needs_at(self.needs, 0)
         known = {name: (seen.found, *seen.asked[name]) for name, seen in self.of.items()}
@@ -964,7 +982,8 @@ class ReaderLesson:
         if not self.seen:
             self.look()
             if step == 0 and self.inferred:
-                self.infer(brain)
+                rate = self.infer(brain)[1]
+                print("inferred, in rooms that were not taught: " + ", ".join(f"{name} {rate[name]:.3f}" for name in sorted(rate, key=rate.get)[:12]))
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         weights = needs_at(self.needs, step)
         odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])

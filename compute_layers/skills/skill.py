@@ -86,7 +86,6 @@ class Task:
     drawn: World | None = None  # the rooms that a right drawing shows, for judging by reading
     moved: Tensor | None = None  # (B, 6) what `brain.model.move` must be told to draw it, where moving one thing does most of it
     pen: Tensor | None = None  # (B, 2 PEN_POINTS) what `brain.model.pen` must be told, where a line does; in room sides
-    hard: Tensor | None = None  # (B,) bool: rooms that are rare and ask for more than the others: those who lag practise them more; None: there are none
 
     def __post_init__(self):
         rows = len(self.canvases)
@@ -107,6 +106,8 @@ class Skill:
     make: Callable[[Scene], Task]
     answers: tuple[tuple[str, ...], ...] = ()  # for each value the right sentences (words, or `MOVES`); () for drawings
     rooms: Callable[..., World] = field(default=levels.walls)  # (seed, n, first=, device=) -> the rooms it is asked about
+    lessons: Callable[..., World] | None = None  # the rooms that it is taught in, where examinations use others; as `rooms`
+    hard: Callable[[World], Array] | None = None  # (B,) bool: rooms that are rare and ask for more than the others, which those who lag practise more; None: there are none
     mirrored: tuple[int, ...] | None = None  # which answer each answer becomes in a mirror, if the same is asked of turned and mirrored pictures; None: it isn't
     tolerance: float = 0.01  # drawings without a judge of their own: largest mean absolute error, of full brightness
 
@@ -136,10 +137,12 @@ class Skill:
         first: int = 0,  # index of the first room
         size: int = 64,
         device=None,  # None: NumPy rooms and kernels on the CPU
+        lesson: bool = False,  # as they are met in lessons
     ) -> Scene:
         """Rooms `first` … `first + n - 1` of a seed, for this skill."""
         place = None if device is None or str(device) == "cpu" else device
-        return Scene(self.rooms(seed, n, first=first, device=place), size, (seed << 24) + (first << 1) + 1)
+        rooms = self.lessons if lesson and self.lessons is not None else self.rooms
+        return Scene(rooms(seed, n, first=first, device=place), size, (seed << 24) + (first << 1) + 1)
 
     def judge_words(
         self,
@@ -171,7 +174,7 @@ def seen_otherwise(
 ) -> Task:  # without the world
     """The same rooms, turned and mirrored: pictures and right answers."""
     canvases, right = (task.canvases.flip(3), task.right[:, list(mirrored)]) if mirror else (task.canvases, task.right)
-    return Task(canvases.rot90(quarters, (2, 3)), task.variant, right, sure=task.sure, hard=task.hard)
+    return Task(canvases.rot90(quarters, (2, 3)), task.variant, right, sure=task.sure)
 
 # %% ../../nbs/skills/skill.ipynb #ede9b3aa
 SKILLS: dict[str, Skill] = {}
