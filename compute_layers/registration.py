@@ -5,8 +5,11 @@
 # %% ../nbs/registration.ipynb #114c8b9d
 from __future__ import annotations
 
+from pathlib import Path
+
 # %% auto #0
-__all__ = ['ENVIRONMENTS', 'SINGLE_ENVIRONMENTS', 'PLAYERS', 'register_environments', 'kinds_of_weights', 'player_of']
+__all__ = ['ENVIRONMENTS', 'SINGLE_ENVIRONMENTS', 'PLAYERS', 'register_environments', 'kind_of_weights', 'kinds_of_weights',
+           'player_of']
 
 # %% ../nbs/registration.ipynb #30a397b5
 ENVIRONMENTS = {  # id: (single environment, vector environment, steps until an episode is truncated)
@@ -41,20 +44,26 @@ PLAYERS = {  # kind of weights, as their config.json has it: what makes a player
 }
 
 
-def kinds_of_weights() -> dict[str, str]:
-    """Everything in data/weights/ that can play, by name: its kind. Reads no weights."""
+def kind_of_weights(
+    folder: Path,
+) -> str | None:  # one of `PLAYERS`; None: nothing that can play
+    """What a folder of weights holds. Reads no weights."""
     import json
 
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return next((kind for kind in PLAYERS if kind in config), None)
+
+
+def kinds_of_weights() -> dict[str, str]:
+    """Everything in data/weights/ that can play, by name: its kind. Reads no weights."""
     from compute_layers.lab.runs import repo_root
 
-    shelf, found = repo_root() / "data" / "weights", {}
-    for folder in sorted(shelf.iterdir()) if shelf.is_dir() else []:
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf8"))["config"]
-        except (OSError, ValueError, KeyError):
-            continue
-        found |= {folder.name: kind for kind in PLAYERS if kind in config}
-    return found
+    shelf = repo_root() / "data" / "weights"
+    found = {folder.name: kind_of_weights(folder) for folder in (sorted(shelf.iterdir()) if shelf.is_dir() else [])}
+    return {name: kind for name, kind in found.items() if kind}
 
 
 def player_of(
