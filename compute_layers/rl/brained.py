@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..brain import Brain
 from ..game.world import ACTIONS, World
-from .rollout import Act, Outcome, Rooms, sample
+from .rollout import Act, Outcome, Rooms, choose
 
 HEADS = ("numbers", "words")
 
@@ -103,11 +103,11 @@ class BrainPolicy(nn.Module):
         observations: np.ndarray,  # (B, S, S, 3) uint8
         greedy: bool = True,
         generator: torch.Generator | None = None,
+        forbidden: np.ndarray | None = None,  # (B, 5) bool, see `rollout.reflex`
     ) -> np.ndarray:  # (B,) int64
         """What it would do."""
         parts = torch.from_numpy(np.ascontiguousarray(observations)).to(self.norm.weight.device).split(128)
-        logits = torch.cat([self(part).logits for part in parts])
-        return (logits.argmax(-1) if greedy else sample(logits, generator)[0]).cpu().numpy()
+        return choose(torch.cat([self(part).logits for part in parts]), greedy, generator, forbidden)
 
 # %% ../../nbs/rl/brained.ipynb #081468ba
 class Noticed:

@@ -19,7 +19,7 @@ from ..game.envs import STATE_FIELDS, state
 from ..game.world import ACTIONS, FORWARD, World
 from ..lab.runs import Run
 from .policies import Policy, PolicyConfig, load_policy, save_policy
-from .rollout import GEOMETRY, Rooms, Stage, stage_of
+from .rollout import GEOMETRY, Rooms, Stage, reflex, stage_of
 from .sight import look
 
 # %% auto #0
@@ -88,12 +88,15 @@ def play(
     seed: int = levels.HELD_OUT_SEED,  # of the rooms
     action_seed: int = 0,  # of sampled and random actions
     chunk: int = 500,  # rooms at once
+    held_back: bool = False,  # policies: by a reflex, see `rollout.reflex`
 ) -> Played:
     """Play n rooms once each. Raises `ValueError` for an unknown player, or rooms that training may have used."""
     if seed < levels.HELD_OUT_SEED:
         raise ValueError(f"an examination needs a seed of at least {levels.HELD_OUT_SEED}, got {seed}: training may have used these rooms")
     if isinstance(player, str) and player not in ("random", "oracle"):
         raise ValueError(f"player must be a policy, a function, 'random' or 'oracle', got {player!r}")
+    if held_back and not hasattr(player, "act"):
+        raise ValueError(f"a reflex holds back policies, got the player {player!r}: leave held_back off")
     stage, rng = stage_of(stage), np.random.default_rng(action_seed)
     dice = None
     if hasattr(player, "act"):
@@ -103,7 +106,7 @@ def play(
     for first in range(0, n, chunk):
         world = stage.rooms(seed, min(chunk, n - first), first)
         best[first : first + len(world)] = _best(stage, seed, first, len(world))
-        playing = np.arange(len(world))
+        playing, last, before, forbidden = np.arange(len(world)), np.full(len(world), -1), None, None
         for step in range(stage.steps):
             if player == "random":
                 actions = rng.integers(FORWARD, len(ACTIONS), len(playing))
@@ -111,9 +114,13 @@ def play(
                 actions = oracle.act(world)
             else:
                 seen = observe(world, stage, obs or "state", size or 64)
-                actions = player.act(seen, greedy, dice) if dice is not None else player(seen)
+                if held_back:
+                    forbidden = reflex(last, np.zeros(len(seen), bool) if before is None else (seen == before).reshape(len(seen), -1).all(1))
+                actions = player.act(seen, greedy, dice, **({"forbidden": forbidden} if held_back else {})) if dice is not None else player(seen)
             physics.step(world, np.asarray(actions), inplace=True)
             won = ~world.gold_here.any(1)
+            if held_back:
+                last, before = actions[~won], seen[~won]
             success[first + playing[won]], taken[first + playing[won]] = True, step + 1
             playing, world = playing[~won], world.take(~won)
             if not len(playing):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..game.world import ACTIONS
 from ..lab.weights import WeightsError, fit_weights, read_weights, save_weights
 from .eyes import Eyes, EyesConfig, relations
-from .rollout import GEOMETRY, Act, sample
+from .rollout import GEOMETRY, Act, choose
 
 # %% auto #0
 __all__ = ['PolicyConfig', 'Policy', 'save_policy', 'load_policy']
@@ -135,12 +135,11 @@ class Policy(nn.Module):
         observations: np.ndarray,  # (B, …)
         greedy: bool = True,  # the likeliest action; False: sampled
         generator: torch.Generator | None = None,  # of the samples
+        forbidden: np.ndarray | None = None,  # (B, actions) bool, see `rollout.reflex`
     ) -> np.ndarray:  # (B,) int64
         """What it would do."""
         device = self.logits.weight.device
-        logits = self(torch.from_numpy(np.ascontiguousarray(observations)).to(device)).logits
-        chosen = logits.argmax(-1) if greedy else sample(logits, generator)[0]
-        return chosen.cpu().numpy()
+        return choose(self(torch.from_numpy(np.ascontiguousarray(observations)).to(device)).logits, greedy, generator, forbidden)
 
 # %% ../../nbs/rl/policies.ipynb #88986cbd
 def save_policy(

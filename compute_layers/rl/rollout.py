@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..game import fast, levels, picture
 from ..game.envs import STATE_FIELDS
-from ..game.world import ACTIONS, World
+from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN_LEFT, TURN_RIGHT, World
 from .sight import look
 
 # %% auto #0
 __all__ = ['STAGES', 'OBSERVATIONS', 'GEOMETRY', 'Stage', 'stage_of', 'Outcome', 'Game', 'Rooms', 'Act', 'Rollout', 'sample',
-           'Episodes', 'collect']
+           'choose', 'reflex', 'Episodes', 'collect']
 
 # %% ../../nbs/rl/rollout.ipynb #5b164fbc
 @dataclass(frozen=True)
@@ -288,6 +288,30 @@ def sample(
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(min=1e-20)
     actions = (log_probs - (-uniform.log()).log()).argmax(-1)
     return actions, log_probs.gather(-1, actions[:, None])[:, 0]
+
+
+def choose(
+    logits: Tensor,  # (B, A)
+    greedy: bool = True,  # the likeliest action; False: sampled
+    generator: torch.Generator | None = None,  # of the samples
+    forbidden: np.ndarray | None = None,  # (B, A) bool: actions that are out of the question, see `reflex`
+) -> np.ndarray:  # (B,) int64
+    """One action in each row."""
+    if forbidden is not None:
+        logits = logits.masked_fill(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+    return (logits.argmax(-1) if greedy else sample(logits, generator)[0]).cpu().numpy()
+
+
+_UNDONE = np.array([-1, BACKWARD, FORWARD, TURN_RIGHT, TURN_LEFT])  # by which action each action is undone
+
+
+def reflex(
+    last: np.ndarray,  # (B,) actions that were done last, -1 for none
+    same: np.ndarray,  # (B,) bool: nothing is seen to have changed since
+) -> np.ndarray:  # (B, 5) bool
+    """What a reflex forbids a mind without memory: to undo what it has just done, and to do again what has changed nothing. A shortest plan to a piece of gold hardly ever does either."""
+    every = np.arange(len(ACTIONS))
+    return (last[:, None] > NOOP) & (every == _UNDONE[last][:, None]) | same[:, None] & (every == last[:, None])
 
 
 @dataclass
