@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..brain import Brain
 from ..game.world import ACTIONS, World
+from .evaluate import Watched
 from .rollout import Act, Outcome, Rooms, choose
 
 HEADS = ("numbers", "words")
@@ -161,12 +162,12 @@ class Noticed:
 # %% ../../nbs/rl/brained.ipynb #a4fe94c9
 def brain_player(
     folder: str,  # of a brain's weights, or its name in data/weights/
-):  # World of B rooms -> (B,) actions
-    """A brain that is asked for its next move. Raises `ValueError` for one that was not raised to move."""
+) -> Watched:  # World of B rooms -> (B,) actions
+    """A brain that is asked for its next move: the likeliest word for one counts. Raises `ValueError` for one that was not raised to move."""
     from compute_layers import brain as brain_room
     from compute_layers.game import picture
 
     mind = brain_room.load(folder)
     if mind.words is None or mind.words.tokenizer.token_to_id("<forward>") is None:
         raise ValueError(f"{folder} holds a brain that was not raised to move: watch another one")
-    return lambda world: mind.act(picture.draw(world, mind.config.size)).numpy()
+    return Watched(BrainPolicy(mind, head="words"), lambda world: picture.draw(world, mind.config.size))

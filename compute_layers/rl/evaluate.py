@@ -23,9 +23,9 @@ from .rollout import GEOMETRY, Rooms, Stage, reflex, stage_of
 from .sight import look
 
 # %% auto #0
-__all__ = ['LEVELS', 'KEPT_SEED', 'Played', 'observe', 'play', 'policy_player', 'Estimate', 'interquartile_mean', 'examine',
-           'best_of', 'save_best', 'beside', 'score_summary', 'score_table', 'plot_curves', 'film', 'median_room',
-           'save_film']
+__all__ = ['LEVELS', 'KEPT_SEED', 'Played', 'observe', 'play', 'Watched', 'policy_player', 'Estimate', 'interquartile_mean',
+           'examine', 'best_of', 'save_best', 'beside', 'score_summary', 'score_table', 'plot_curves', 'film',
+           'median_room', 'save_film']
 
 # %% ../../nbs/rl/evaluate.ipynb #56b01f2b
 LEVELS = 2000  # held-out levels of each stage
@@ -128,9 +128,34 @@ def play(
     return Played(success, taken, best)
 
 # %% ../../nbs/rl/evaluate.ipynb #37c70fb8
+class Watched:
+    """A policy that plays the rooms that it is shown, one call a step, greedily and held back by a reflex, see `rollout.reflex`. Where gold or walls are others than in the last call the room is a new one."""
+
+    def __init__(
+        self,
+        policy: Policy,  # or another net with such an `act`
+        see: Callable[[World], np.ndarray],  # what it sees of B rooms
+    ):
+        self.policy, self.see, self.place = policy, see, np.empty((0, 0))
+
+    def __call__(
+        self,
+        world: World,  # B rooms
+    ) -> np.ndarray:  # (B,) actions
+        """What it does now."""
+        n, seen = len(world), self.see(world)
+        place = np.concatenate([world.gold.reshape(n, -1), world.walls.reshape(n, -1)], 1)
+        last, same = np.full(n, -1), np.zeros(n, bool)
+        if place.shape == self.place.shape:
+            stayed = (place == self.place).all(1)
+            last, same = np.where(stayed, self.last, -1), stayed & (seen == self.seen).reshape(n, -1).all(1)
+        self.place, self.seen, self.last = place, seen, self.policy.act(seen, forbidden=reflex(last, same))
+        return self.last
+
+
 def policy_player(
     folder: str | Path,  # of a policy's weights
-) -> Callable[[World], np.ndarray]:  # World of B rooms -> (B,) actions, greedy
+) -> Watched:  # World of B rooms -> (B,) actions
     """A policy that plays any world it can see. Raises `WeightsError` for a folder that holds none."""
     policy = load_policy(folder)
     obs = policy.config.obs
@@ -138,7 +163,7 @@ def policy_player(
         raise ValueError(f"{folder} holds a policy for another world than this game")
     whole = Stage("any", 1, inner=obs == "state" and policy.config.inputs != len(GEOMETRY))
     size = policy.size
-    return lambda world: policy.act(observe(world, whole, obs, size))
+    return Watched(policy, lambda world: observe(world, whole, obs, size))
 
 # %% ../../nbs/rl/evaluate.ipynb #5e0ef103
 @dataclass(frozen=True)
