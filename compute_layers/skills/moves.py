@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..game import facts, levels, oracle, physics
+from ..game import facts, levels, oracle
 from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN, TURN_LEFT, TURN_RIGHT, Array, World, array_module
 from ..lab.train import usable_cores
 from .drawings import shortest_way
@@ -22,7 +19,7 @@ from .questions import ANGLE_MARGIN
 from .skill import MOVES, Scene, Skill, Task, register
 
 # %% auto #0
-__all__ = ['MOVE_SKILLS', 'MET_IN_PLAY', 'WALK', 'MINIMAL_PAIRS', 'good_moves', 'way_bends', 'met_in_play']
+__all__ = ['MOVE_SKILLS', 'MINIMAL_PAIRS', 'good_moves', 'way_bends']
 
 # %% ../../nbs/skills/moves.ipynb #7f650c56
 MOVE_SKILLS: list[Skill] = []
@@ -172,27 +169,6 @@ def way_bends(
     return found & array_module(points).isfinite(points[:, 2, 0])
 
 
-MET_IN_PLAY, WALK = 0.35, 12  # share of a lesson's rooms in which the agent has gone some steps already, and how many at most
-
-
-def met_in_play(
-    rooms: Callable[..., World],  # as `Skill.rooms`
-) -> Callable[..., World]:  # as `Skill.rooms`
-    """The same rooms as a player meets them: in some the agent has gone on or back already, often until a wall stopped it. Where it would have eaten gold it stays."""
-
-    def made(seed: int, n: int, first: int = 0, device=None) -> World:
-        world, chance = rooms(seed, n, first=first, device=device), np.random.default_rng((seed, first))
-        steps = np.where(chance.random(n) < MET_IN_PLAY, chance.integers(1, WALK + 1, n), 0)
-        way, gone = np.where(chance.random(n) < 0.7, FORWARD, BACKWARD), world.copy()
-        for step in range(WALK):
-            actions = np.where(step < steps, way, NOOP)
-            gone, _ = physics.step(gone, torch.as_tensor(actions, device=device) if world.is_tensor else actions)
-        ate = (gone.gold_here != world.gold_here).any(1)
-        return replace(world, agent=array_module(world.agent).where(ate[:, None], world.agent, gone.agent))
-
-    return made
-
-
 _taught(
     name="next_move",
     prompts=[(
@@ -200,7 +176,7 @@ _taught(
         "eat the gold", "make your next move to the gold", "tell me your next move to the gold",
     )],
     held_out=[("now go to the gold", "please move toward the gold", "what is your next move to the gold")],
-    make=_next_move, rooms=levels.bare, lessons=met_in_play(levels.bare),
+    make=_next_move, rooms=levels.bare,
 )
 _taught(
     name="next_move_walls",
@@ -209,7 +185,7 @@ _taught(
         "move around the walls to the gold", "find a way to the gold and make a move",
     )],
     held_out=[("now go around the walls to the gold", "what is the next move around the walls to the gold", "please find a way to the gold and make a move")],
-    make=_next_move, lessons=met_in_play(walled), hard=way_bends, mirrored=(NOOP, FORWARD, BACKWARD, TURN_RIGHT, TURN_LEFT),
+    make=_next_move, hard=way_bends, mirrored=(NOOP, FORWARD, BACKWARD, TURN_RIGHT, TURN_LEFT),
 )
 
 # %% ../../nbs/skills/moves.ipynb #2313e16e
@@ -282,7 +258,7 @@ _taught(
         (f"turn right because the gold is behind {MOVES[TURN_RIGHT]}",),
         (f"stay because there is no way to the gold {MOVES[NOOP]}",),
     ],
-    rooms=levels.bare, lessons=met_in_play(levels.bare),
+    rooms=levels.bare,
 )
 register(*MOVE_SKILLS)
 

@@ -29,12 +29,11 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN',
-           'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others',
-           'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
-           'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
-           'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
-           'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'PLAIN', 'Phrasebook', 'trim',
+           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
+           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
+           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
+           'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -360,7 +359,7 @@ class RaiseLesson:
 
     def _scene(self, skill: Skill, n: int, step: int) -> Scene:
         """Fresh rooms for one skill."""
-        return skill.scene(self.seed, n, first=step * 64, size=self.size, lesson=True)
+        return skill.scene(self.seed, n, first=step * 64, size=self.size)
 
     def _plain_rooms(self, n: int, step: int) -> World:
         """Fresh walled rooms for all skills that ask about plain pictures."""
@@ -782,9 +781,9 @@ def teach_inference(
     steps: int = 18000,
     rooms: int = 256,  # in each step, all of one skill
     lr: float = 2e-3,  # falls to zero
-    stays: float = 0.15,  # weight of what words were told before: the reader is used to it
-    decay: float = 1.0,  # of the weights, times the learning rate a step
-    left_out: float = 0.1,  # share of the numbers found that are hidden in a step
+    stays: float = 0.3,  # weight of what words were told before: the reader is used to it
+    decay: float = 0.0,  # of the weights, times the learning rate a step
+    left_out: float = 0.0,  # share of the numbers found that are hidden in a step
     tried: float = 0.04,  # share of each skill's rooms, its last ones, in which nothing is taught
     seed: int = 0,
     progress: bool = True,
@@ -796,7 +795,7 @@ def teach_inference(
     """
     device, names = brain.registers.device, list(known)
     odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
-    odds = odds - 0.98 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
+    odds = odds - 0.9 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
     some = torch.cat([found[:500] for found, _, _ in known.values()])
     mean, deviation = some.mean(0), some.std(0).clamp(min=0.05)  # what is found has a deviation of one here, and is given its own again in the end; what is seldom found counts no more for that
     generator = torch.Generator().manual_seed(seed)
@@ -845,8 +844,7 @@ def teach_inference(
 
 
 # %% ../../nbs/skills/raising.ipynb #d29e5f10
-INFERENCE = ("tell", "infer_in", "infer_out")  # parts of a brain: what every word is told
-READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", *INFERENCE)
+READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", "tell", "infer_in", "infer_out")  # parts of a brain
 
 
 MOST = 16  # times as many rooms as usual are looked at for a skill that lags most
@@ -920,7 +918,7 @@ class ReaderLesson:
         given, first = 0, 0
         while given < n:
             practises = skill.hard is not None and self.rooms < given < n - (n - self.rooms) // 4
-            scene = skill.scene(self.seed, self.batch if practises else min(self.batch, n - given), first=first, size=self.size, lesson=True)
+            scene = skill.scene(self.seed, self.batch if practises else min(self.batch, n - given), first=first, size=self.size)
             first += len(scene)
             if practises:
                 scene = Scene(scene.world.take(np.flatnonzero(skill.hard(scene.world))), self.size, (self.seed << 24) + first)

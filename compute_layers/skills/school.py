@@ -24,7 +24,7 @@ from ..lab.weights import LEDGER_FILE, read_description, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import INFERENCE, READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
+from .raising import READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -182,9 +182,8 @@ class School:
         """The lesson, in proportion to the number of plain rooms."""
         if self.only in ("reader", "inference"):
             for name, parameter in self.brain.named_parameters():
-                part = name.partition(".")[0]
-                parameter.requires_grad_(part in READER and not (part in INFERENCE and self.only == "inference"))  # what was inferred without words is not unlearned with them
-            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=10 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
+                parameter.requires_grad_(name.partition(".")[0] in READER)
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))

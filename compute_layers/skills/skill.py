@@ -106,7 +106,6 @@ class Skill:
     make: Callable[[Scene], Task]
     answers: tuple[tuple[str, ...], ...] = ()  # for each value the right sentences (words, or `MOVES`); () for drawings
     rooms: Callable[..., World] = field(default=levels.walls)  # (seed, n, first=, device=) -> the rooms it is asked about
-    lessons: Callable[..., World] | None = None  # the rooms that it is taught in, where examinations use others; as `rooms`
     hard: Callable[[World], Array] | None = None  # (B,) bool: rooms that are rare and ask for more than the others, which those who lag practise more; None: there are none
     mirrored: tuple[int, ...] | None = None  # which answer each answer becomes in a mirror, if the same is asked of turned and mirrored pictures; None: it isn't
     tolerance: float = 0.01  # drawings without a judge of their own: largest mean absolute error, of full brightness
@@ -137,12 +136,10 @@ class Skill:
         first: int = 0,  # index of the first room
         size: int = 64,
         device=None,  # None: NumPy rooms and kernels on the CPU
-        lesson: bool = False,  # as they are met in lessons
     ) -> Scene:
         """Rooms `first` … `first + n - 1` of a seed, for this skill."""
         place = None if device is None or str(device) == "cpu" else device
-        rooms = self.lessons if lesson and self.lessons is not None else self.rooms
-        return Scene(rooms(seed, n, first=first, device=place), size, (seed << 24) + (first << 1) + 1)
+        return Scene(self.rooms(seed, n, first=first, device=place), size, (seed << 24) + (first << 1) + 1)
 
     def judge_words(
         self,
