@@ -90,7 +90,7 @@ class PanelState:
         self.kept: list[World] = []
         self.values: list[float] = []
         self.milliseconds = 0.0
-        self.wishes, self.stuck = 0, False
+        self.wishes, self.stuck, self._watched = 0, False, None
         self._random = np.random.default_rng(0)
         self._place(kind, seed)
         self.use(weights)
@@ -260,6 +260,21 @@ class PanelState:
         chosen, text = self._brain("act", *([order] if order else []))
         return (None, text) if chosen is None else (int(chosen[0]), text)
 
+    def _wish(self) -> tuple[int | None, str]:
+        """The move that the brain itself wants, held back by a reflex: it remembers nothing and would push against a wall until the time is up."""
+        from compute_layers.brain import Brain
+        from compute_layers.rl.brained import BrainPolicy
+        from compute_layers.rl.evaluate import Watched
+
+        if not isinstance(self.brain, Brain):
+            return self._act("")
+        if self._watched is None or self._watched.policy.brain is not self.brain:
+            try:
+                self._watched = Watched(BrainPolicy(self.brain, head="words"), lambda world: picture.draw(world, self.brain.config.size))
+            except ValueError:  # without words for moves: says why
+                return self._act("")
+        return int(self._watched(self.world)[0]), ""
+
     def choose(
         self,
         policy: str,  # a name in `players()`
@@ -286,7 +301,7 @@ class PanelState:
             elif self._player is not None:
                 action = int(self._player(self.world)[0])
             else:
-                action, text = self._act(self.order)
+                action, text = self._act(self.order) if self.order else self._wish()
             if action is None:
                 self.notes["play"] = "the brain cannot play: let the oracle or chance play"
                 self.message = f"{text}. {self.notes['play']}"
