@@ -4,7 +4,6 @@ A small net (a linear layer, and one of squared rectified units, as in `Brain.to
 """
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from compute_layers.brain.model import Brain
 from compute_layers.game import levels
 from compute_layers.lab.train import progress_bar
 from compute_layers.skills import SKILLS, Skill
-from compute_layers.skills.skill import Scene
 
 ASKED = ("next_move", "next_move_walls")
 ROOMS, HARD, TEST = (4000, 12000, 24000, 96000), 50000, 3000
@@ -44,12 +42,10 @@ def look(
     """What the eyes find in rooms of a skill."""
     seen, bar, first, kept = [], progress_bar(total=n, desc=skill.name, unit="room"), 0, 0
     while kept < n:
-        scene = skill.scene(seed, batch, first=first, size=eyes.config.size)
+        scene = skill.scene(seed, batch, first=first, size=eyes.config.size, hard=hard)
         first += batch
-        if hard:
-            scene = Scene(scene.world.take(np.flatnonzero(skill.hard(scene.world))), scene.size, (seed << 24) + first)
-            if not len(scene):
-                continue
+        if not len(scene):
+            continue
         task = skill.make(scene)
         rows = task.sure if hard else torch.ones_like(task.sure)
         seen.append((eyes.finds(eyes.see(task.canvases[rows])), task.right[rows], task.sure[rows]))

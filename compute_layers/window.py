@@ -263,15 +263,14 @@ class PanelState:
     def _wish(self) -> tuple[int | None, str]:
         """The move that the brain itself wants, held back by a reflex: it remembers nothing and would push against a wall until the time is up."""
         from compute_layers.brain import Brain
-        from compute_layers.rl.brained import BrainPolicy
-        from compute_layers.rl.evaluate import Watched
+        from compute_layers.rl.brained import brain_player
 
         if not isinstance(self.brain, Brain):
             return self._act("")
         if self._watched is None or self._watched.policy.brain is not self.brain:
             try:
-                self._watched = Watched(BrainPolicy(self.brain, head="words"), lambda world: picture.draw(world, self.brain.config.size))
-            except ValueError:  # without words for moves: says why
+                self._watched = brain_player(self.brain)
+            except ValueError:  # not raised to move: `_act` says so in the panel
                 return self._act("")
         return int(self._watched(self.world)[0]), ""
 

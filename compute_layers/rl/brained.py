@@ -161,13 +161,13 @@ class Noticed:
 
 # %% ../../nbs/rl/brained.ipynb #a4fe94c9
 def brain_player(
-    folder: str,  # of a brain's weights, or its name in data/weights/
+    mind: str | Brain,  # a brain; or the folder of its weights, or its name in data/weights/
 ) -> Watched:  # World of B rooms -> (B,) actions
     """A brain that is asked for its next move: the likeliest word for one counts. Raises `ValueError` for one that was not raised to move."""
     from compute_layers import brain as brain_room
     from compute_layers.game import picture
 
-    mind = brain_room.load(folder)
+    name, mind = ("this", mind) if isinstance(mind, Brain) else (mind, brain_room.load(mind))
     if mind.words is None or mind.words.tokenizer.token_to_id("<forward>") is None:
-        raise ValueError(f"{folder} holds a brain that was not raised to move: watch another one")
+        raise ValueError(f"{name} is a brain that was not raised to move: watch another one")
     return Watched(BrainPolicy(mind, head="words"), lambda world: picture.draw(world, mind.config.size))

@@ -115,8 +115,8 @@ def play(
             else:
                 seen = observe(world, stage, obs or "state", size or 64)
                 if held_back:
-                    forbidden = reflex(last, np.zeros(len(seen), bool) if before is None else (seen == before).reshape(len(seen), -1).all(1))
-                actions = player.act(seen, greedy, dice, **({"forbidden": forbidden} if held_back else {})) if dice is not None else player(seen)
+                    forbidden = reflex(last, before, seen)
+                actions = player.act(seen, greedy, dice, forbidden) if dice is not None else player(seen)
             physics.step(world, np.asarray(actions), inplace=True)
             won = ~world.gold_here.any(1)
             if held_back:
@@ -136,7 +136,7 @@ class Watched:
         policy: Policy,  # or another net with such an `act`
         see: Callable[[World], np.ndarray],  # what it sees of B rooms
     ):
-        self.policy, self.see, self.place = policy, see, np.empty((0, 0))
+        self.policy, self.see, self.place, self.seen = policy, see, np.empty((0, 0)), None
 
     def __call__(
         self,
@@ -145,12 +145,11 @@ class Watched:
         """What it does now."""
         n, seen = len(world), self.see(world)
         place = np.concatenate([world.gold.reshape(n, -1), world.walls.reshape(n, -1)], 1)
-        last, same = np.full(n, -1), np.zeros(n, bool)
-        if place.shape == self.place.shape:
-            stayed = (place == self.place).all(1)
-            last, same = np.where(stayed, self.last, -1), stayed & (seen == self.seen).reshape(n, -1).all(1)
-        self.place, self.seen, self.last = place, seen, self.policy.act(seen, forbidden=reflex(last, same))
-        return self.last
+        known = place.shape == self.place.shape
+        last = np.where((place == self.place).all(1), self.last, -1) if known else np.full(n, -1)
+        actions = self.policy.act(seen, forbidden=reflex(last, self.seen if known else None, seen))
+        self.place, self.seen, self.last = place, seen, actions
+        return actions
 
 
 def policy_player(

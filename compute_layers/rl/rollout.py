@@ -307,10 +307,13 @@ _UNDONE = np.array([-1, BACKWARD, FORWARD, TURN_RIGHT, TURN_LEFT])  # by which a
 
 def reflex(
     last: np.ndarray,  # (B,) actions that were done last, -1 for none
-    same: np.ndarray,  # (B,) bool: nothing is seen to have changed since
+    before: np.ndarray | None,  # (B, …) what was seen then; None where nothing was done yet
+    seen: np.ndarray,  # (B, …) what is seen now
 ) -> np.ndarray:  # (B, 5) bool
     """What a reflex forbids a mind without memory: to undo what it has just done, and to do again what has changed nothing. A shortest plan to a piece of gold hardly ever does either."""
-    every = np.arange(len(ACTIONS))
+    every, same = np.arange(len(ACTIONS)), np.zeros(len(seen), bool)
+    if before is not None:
+        same = (seen == before).reshape(len(seen), -1).all(1)
     return (last[:, None] > NOOP) & (every == _UNDONE[last][:, None]) | same[:, None] & (every == last[:, None])
 
 

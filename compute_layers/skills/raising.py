@@ -918,12 +918,11 @@ class ReaderLesson:
         given, first = 0, 0
         while given < n:
             practises = skill.hard is not None and self.rooms < given < n - (n - self.rooms) // 4
-            scene = skill.scene(self.seed, self.batch if practises else min(self.batch, n - given), first=first, size=self.size)
-            first += len(scene)
-            if practises:
-                scene = Scene(scene.world.take(np.flatnonzero(skill.hard(scene.world))), self.size, (self.seed << 24) + first)
-                if not len(scene):
-                    continue
+            some = self.batch if practises else min(self.batch, n - given)
+            scene = skill.scene(self.seed, some, first=first, size=self.size, hard=practises)
+            first += some
+            if not len(scene):
+                continue
             task = skill.make(scene)
             if practises:
                 task = Task(task.canvases[task.sure], task.variant[task.sure], task.right[task.sure])

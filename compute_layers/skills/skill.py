@@ -136,10 +136,12 @@ class Skill:
         first: int = 0,  # index of the first room
         size: int = 64,
         device=None,  # None: NumPy rooms and kernels on the CPU
+        hard: bool = False,  # only the hard ones among them, see `hard`; perhaps none
     ) -> Scene:
         """Rooms `first` … `first + n - 1` of a seed, for this skill."""
         place = None if device is None or str(device) == "cpu" else device
-        return Scene(self.rooms(seed, n, first=first, device=place), size, (seed << 24) + (first << 1) + 1)
+        world = self.rooms(seed, n, first=first, device=place)
+        return Scene(world.take(self.hard(world)) if hard else world, size, (seed << 24) + (first << 1) + 1)
 
     def judge_words(
         self,
