@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from .words import Words, tidy
 from ..game.picture import LINE_WIDTH
-from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_COLOUR, GOLD_RADIUS, LINE_COLOUR
+from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_COLOUR, GOLD_RADIUS, LINE_COLOUR, STEP
 
 # %% auto #0
 __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'RUBBER', 'TRAIL', 'FOVEA', 'STENCILS', 'LOCATED', 'PATCH_GEOMETRY',
-           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BENDS', 'TURNS', 'BrainConfig',
-           'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches', 'stencils', 'move', 'pen',
-           'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled', 'changes', 'blue_ink', 'gold_ink',
-           'closer', 'Glance', 'Route', 'Brain', 'grow']
+           'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BENDS', 'TURNS', 'FEELERS',
+           'FELT', 'BrainConfig', 'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches',
+           'stencils', 'move', 'pen', 'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled', 'changes',
+           'blue_ink', 'gold_ink', 'closer', 'Glance', 'Route', 'feel', 'Brain', 'grow']
 
 # %% ../../nbs/brain/model.ipynb #ab29189a
 @dataclass(frozen=True)
@@ -65,13 +65,14 @@ class BrainConfig:
     waves: bool = False  # with told: angles and the distance to the gold are told in short waves, too, so that a degree is heard
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
     crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
+    feelers: bool = False  # with told and glance: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     values: bool = False  # it can say how good a picture is for the agent
 
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("infers", "told")):
+        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("feelers", "told"), ("feelers", "route"), ("infers", "told")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -496,6 +497,42 @@ class Route(nn.Module):
         return torch.where((best == side**2)[..., None], gold[:, None], turn)
 
 
+FEELERS = 16  # directions, evenly spread; the first is straight ahead, then clockwise
+FELT = FEELERS + 2  # and toward the gold, and toward where the way to it turns
+_ABREAST = 9  # rays in each of them, side by side from rim to rim of the agent
+
+
+def feel(
+    pictures: Tensor,  # (N, S, S, 3) of numbers up to 255
+    agent: Tensor,  # (N, 2) x, y in room sides
+    look: Tensor,  # (N, 2) the cosine and sine of where it looks
+    places: Tensor,  # (N, P, 2) x, y in room sides
+    farthest: float = 1.0,  # room sides: a feeler is no longer
+) -> Tensor:  # (N, FEELERS + P) room sides
+    """How far the agent's disc could go before it meets black: in evenly spread directions, and toward each of the places.
+
+    Rays from its front rim, each walked in steps of half a pixel until half of what is there is black. In most rooms
+    that is right to a fiftieth of a pixel; where the eyes miss the agent, so do these.
+    """
+    size, around = pictures.shape[1], torch.arange(FEELERS, device=pictures.device) * (2 * math.pi / FEELERS)
+    cos, sin = around.cos(), around.sin()
+    ways = torch.stack([look[:, :1] * cos - look[:, 1:] * sin, look[:, :1] * sin + look[:, 1:] * cos], -1)
+    ways = torch.cat([ways, F.normalize(places - agent[:, None], dim=-1)], 1)  # (N, K, 2)
+    beside = 0.999 * AGENT_RADIUS * torch.linspace(-1, 1, _ABREAST, device=pictures.device)[:, None]
+    across = torch.stack([-ways[..., 1], ways[..., 0]], -1)[:, :, None]
+    rim = agent[:, None, None] + across * beside + ways[:, :, None] * (AGENT_RADIUS**2 - beside.square()).sqrt()  # (N, K, R, 2)
+    apart = 0.5 / size
+    along = apart * torch.arange(math.ceil(farthest / apart) + 1, device=pictures.device)
+    there = rim[:, :, :, None] + ways[:, :, None, None] * along[:, None]  # (N, K, R, T, 2)
+    black = 1 - pictures.float().amax(-1)[:, None] / 255
+    met = F.grid_sample(black, 2 * there.flatten(1, 2) - 1, align_corners=False, padding_mode="border")[:, 0].unflatten(1, (-1, _ABREAST)).amax(2)  # (N, K, T)
+    walked = (met < 0.5).cumprod(-1).sum(-1, keepdim=True)  # steps that are free
+    last = met.gather(2, (walked - 1).clamp(min=0))
+    first = met.gather(2, walked.clamp(max=len(along) - 1))
+    part = ((0.5 - last) / (first - last).clamp(min=1e-3)).clamp(0, 1)
+    return torch.where(walked > 0, apart * (walked - 1 + part), 0)[..., 0].clamp(max=farthest)
+
+
 class Brain(nn.Module):
     """A multimodal transformer: pictures and words in, words and pictures out. It remembers nothing between calls."""
 
@@ -588,7 +625,7 @@ class Brain(nn.Module):
             self.trail = nn.Linear(2, width, bias=False)
             nn.init.normal_(self.trail.weight, std=0.3)
         if config.told:
-            told = POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route + config.canvases * config.crossings
+            told = POSE_GEOMETRY + SCENERY + 2 * (config.canvases - 1) * config.trail + 6 * WAVES * config.waves + (config.canvases - 1) * (POSE_GEOMETRY + SCENERY) * config.changes + TURNS[1] * config.route + config.canvases * config.crossings + 2 * FELT * config.feelers
             self.tell = nn.Linear(told, width, bias=False)
             nn.init.normal_(self.tell.weight, std=0.02)
             if config.infers:
@@ -650,6 +687,8 @@ class Brain(nn.Module):
                 newest = looked[count - 1 :: count].detach()
                 with torch.no_grad():
                     turns = self.route.bends(pixels[count - 1 :: count], newest[:, :2], newest[:, 4:6])
+                if self.config.feelers:
+                    turns = torch.cat([turns.flatten(1), feel(pixels[count - 1 :: count], newest[:, :2], newest[:, 2:4], torch.stack([newest[:, 4:6], turns[:, 0]], 1))], 1)
                 looked = torch.cat([looked, turns.flatten(1).repeat_interleave(count, 0)], 1)
         return F.pad(looked, (0, self.config.width - looked.shape[1]))[:, None]
 
@@ -672,6 +711,16 @@ class Brain(nn.Module):
         """Where the shortest way to the gold turns on the newest canvas."""
         row = self.config.grid**2 * self._canvases(memory)
         return memory[:, row, GLANCED : GLANCED + 2 * BENDS].float().unflatten(1, (BENDS, 2)).detach()
+
+    def free_ways(
+        self,
+        memory: Tensor,  # (B, M, width) from `see`
+    ) -> Tensor:  # (B, FELT) room sides, see `feel`; no gradient: nothing teaches it
+        """How far the agent could go from where a glance found it on the newest canvas. Raises `ValueError` for a brain without feelers."""
+        if not self.config.feelers:
+            raise ValueError("this brain has no feelers (config.feelers is False): grow one with `brain.model.grow`")
+        row, start = self.config.grid**2 * self._canvases(memory), GLANCED + 2 * BENDS
+        return memory[:, row, start : start + FELT].float().detach()
 
     def _patches(self, memory: Tensor) -> Tensor:
         """(B, C, grid², width): the patches of all canvases, oldest first, whatever their age."""
@@ -768,6 +817,11 @@ class Brain(nn.Module):
         if self.config.crossings:
             on_walls = F.softsign(CHANGE * self.glances(memory)[..., 10]).flip(1)  # the newest first
             found = torch.cat([found, F.pad(on_walls, (0, self.config.canvases - on_walls.shape[1]))], -1)
+        if self.config.feelers:
+            free = self.free_ways(memory)
+            to = torch.stack([landmarks[:, -1, 4:6], self.turns(memory)[:, 0]], 1) - landmarks[:, -1:, :2]
+            spare = F.softsign(CHANGE * (free[:, FEELERS:] - to.norm(dim=-1)))  # is the way there free?
+            found = torch.cat([found, free, (free[:, :FEELERS] / STEP).clamp(max=1), spare], -1)
         return found.to(memory.dtype)
 
     def told(
@@ -1110,7 +1164,7 @@ def grow(
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
             "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route]),
-            **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route, of.canvases * of.crossings])),
+            **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route, of.canvases * of.crossings, 2 * FELT * of.feelers])),
         }
 
     new, old = grown.state_dict(), brain.state_dict()

@@ -29,11 +29,12 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'READER', 'MOST', 'PLAIN', 'Phrasebook', 'trim',
-           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
-           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
-           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
-           'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN',
+           'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others',
+           'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
+           'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
+           'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
+           'fresh_channels', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -783,7 +784,8 @@ def teach_inference(
     lr: float = 2e-3,  # falls to zero
     stays: float = 0.3,  # weight of what words were told before: the reader is used to it
     decay: float = 0.0,  # of the weights, times the learning rate a step
-    left_out: float = 0.0,  # share of the numbers found that are hidden in a step
+    left_out: float = 0.0,  # share of the numbers found that are hidden in a step, from what learns
+    fresh: bool = False,  # only channels that have never inferred anything learn, and the rest of what words are told stays as it is
     tried: float = 0.04,  # share of each skill's rooms, its last ones, in which nothing is taught
     seed: int = 0,
     progress: bool = True,
@@ -791,11 +793,11 @@ def teach_inference(
     """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
 
     In full precision, also inside a step of `lab.train` (there, autocast would go on using the weights as they first were). Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
-    `infer_in` and `infer_out` in place.
+    `infer_in` and `infer_out` in place. Raises `ValueError` for a brain without fresh channels, where only they may learn.
     """
     device, names = brain.registers.device, list(known)
     odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
-    odds = odds - 0.9 * odds.min()  # without words there is little to be forgotten: what lacks nothing is hardly asked
+    odds = odds - (0.99 if fresh else 0.9) * odds.min()  # without words there is little to be forgotten, and nothing where the rest stays: what lacks nothing is hardly asked
     some = torch.cat([found[:500] for found, _, _ in known.values()])
     mean, deviation = some.mean(0), some.std(0).clamp(min=0.05)  # what is found has a deviation of one here, and is given its own again in the end; what is seldom found counts no more for that
     generator = torch.Generator().manual_seed(seed)
@@ -803,30 +805,34 @@ def teach_inference(
         tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
         weigh, bias = brain.infer_in.weight * deviation, brain.infer_in.bias + brain.infer_in.weight @ mean
         unused = out.abs().amax(0) == 0  # these have never inferred anything
-        fresh = torch.randn(weigh.shape, generator=generator).to(device) * weigh.shape[1] ** -0.5 / 3
-        parts = [tell.clone(), torch.where(unused[:, None], fresh, weigh), torch.where(unused, 0.0, bias), out.clone()]
+        if fresh and not unused.any():
+            raise ValueError(f"all {len(unused)} channels of this brain infer something already: grow it with more of them (config.infers), or let all learn (fresh=False)")
+        learns = unused if fresh else torch.ones_like(unused)
+        new = torch.randn(weigh.shape, generator=generator).to(device) * weigh.shape[1] ** -0.5 / 3
         before = [tell, weigh, bias, out]
+        parts = [torch.zeros_like(tell) if fresh else tell.clone(), torch.where(unused[:, None], new, weigh)[learns], torch.where(unused, 0.0, bias)[learns], out[:, learns]]
     hears = lambda found, of: F.linear(found, of[0]) + F.linear(F.relu(F.linear(found - mean / deviation, *of[1:3])).square(), of[3])  # noqa: E731
     heads = {name: (torch.randn(int(variant.max()) + 1, right.shape[1], len(out), generator=generator) * len(out) ** -0.5).to(device).requires_grad_() for name, (_, variant, right) in known.items()}
     some = some / deviation
     was = hears(some, before)
     spread = was.std(0).mean().square()
-    parameters = [part.requires_grad_() for part in parts] + list(heads.values())
+    parameters = [part.requires_grad_() for part in parts[int(fresh) :]] + list(heads.values())
+    tells = lambda found, seen: hears(seen, parts) + (hears(found, before) if fresh else 0)  # noqa: E731
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     losses, last = [], {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
-    says = lambda name, found, variant: torch.einsum("nvw,nw->nv", heads[name][variant], hears(found, parts))  # noqa: E731
+    says = lambda name, found, seen, variant: torch.einsum("nvw,nw->nv", heads[name][variant], tells(found, seen))  # noqa: E731
     for _ in progress_bar(range(steps), progress, desc="inferring", unit="step"):
         name = names[int(torch.multinomial(odds, 1, generator=generator))]
         found, variant, right = known[name]
         rows = torch.randint(last[name], (rooms,), generator=generator).to(device)
         found, right = found[rows] / deviation, right[rows].float()
         shown = torch.rand(found.shape, generator=generator).to(device) >= left_out
-        found = mean / deviation + (found - mean / deviation) * shown / (1 - left_out)
-        guess = says(name, found, variant[rows]).log_softmax(-1)
+        seen = mean / deviation + (found - mean / deviation) * shown / (1 - left_out)
+        guess = says(name, found, seen, variant[rows]).log_softmax(-1)
         wrong = -(right / right.sum(1, keepdim=True).clamp(min=1) * guess).sum(1).mean()
         kept = torch.randint(len(some), (rooms,), generator=generator).to(device)  # of all skills alike
-        loss = wrong + stays * (hears(some[kept], parts) - was[kept]).square().mean() / spread
+        loss = wrong + stays * (tells(some[kept], some[kept]) - was[kept]).square().mean() / spread
         optimizer.zero_grad(), loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step(), schedule.step()
@@ -834,20 +840,29 @@ def teach_inference(
     with torch.no_grad():
         rate = {}
         for name, (found, variant, right) in known.items():
-            said = says(name, found[last[name] :] / deviation, variant[last[name] :]).argmax(1, keepdim=True)
+            tried_in = found[last[name] :] / deviation
+            said = says(name, tried_in, tried_in, variant[last[name] :]).argmax(1, keepdim=True)
             rate[name] = right[last[name] :].gather(1, said).float().mean().item()
-        brain.tell.weight.copy_(parts[0] / deviation)
-        brain.infer_in.weight.copy_(parts[1] / deviation)
-        brain.infer_in.bias.copy_(parts[2] - brain.infer_in.weight @ mean)
-        brain.infer_out.weight.copy_(parts[3])
+        if not fresh:
+            brain.tell.weight.copy_(parts[0] / deviation)
+        brain.infer_in.weight[learns] = parts[1] / deviation
+        brain.infer_in.bias[learns] = parts[2] - brain.infer_in.weight[learns] @ mean
+        brain.infer_out.weight[:, learns] = parts[3]
     return losses, rate
 
 
 # %% ../../nbs/skills/raising.ipynb #d29e5f10
-READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", "tell", "infer_in", "infer_out")  # parts of a brain
+INFERENCE = ("tell", "infer_in", "infer_out")  # parts of a brain
+READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", *INFERENCE)
 
 
-MOST = 16  # times as many rooms as usual are looked at for a skill that lags most
+def fresh_channels(brain: Brain) -> int:
+    """How many of the channels that it infers with have never inferred anything, beside others that have: those that it has grown."""
+    unused = int((brain.infer_out.weight == 0).all(0).sum()) if brain.config.infers else 0
+    return unused if unused < brain.config.infers else 0
+
+
+MOST = 24  # times as many rooms as usual are looked at for a skill that lags most
 PLAIN = 4  # times as many that many skills ask about, where something is inferred
 
 
@@ -914,10 +929,10 @@ class ReaderLesson:
         return min(rooms, self.steps * self.each) if self.steps and not self.inferred else rooms
 
     def _tasks(self, skill: Skill, n: int) -> Iterator[Task]:
-        """About n rooms of a skill. Where it lags and has hard ones, about three quarters of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""
+        """About n rooms of a skill. Where it lags and has hard ones, about half of what is more than usual is hard, and seen in four ways if it may be, see `skill.seen_otherwise`."""
         given, first = 0, 0
         while given < n:
-            practises = skill.hard is not None and self.rooms < given < n - (n - self.rooms) // 4
+            practises = skill.hard is not None and self.rooms < given < n - (n - self.rooms) // 2
             some = self.batch if practises else min(self.batch, n - given)
             scene = skill.scene(self.seed, some, first=first, size=self.size, hard=practises)
             first += some
@@ -960,10 +975,11 @@ class ReaderLesson:
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
 
     def infer(self, brain: Brain) -> tuple[list[float], dict[str, float]]:
-        """See `teach_inference`: all that lags, before it is put into words. For a lesson that has looked."""
+        """See `teach_inference`: all that lags, before it is put into words. By fresh channels alone, where there are some. For a lesson that has looked."""
         weights = needs_at(self.needs, 0)
         known = {name: (seen.found, *seen.asked[name]) for name, seen in self.of.items()}
-        return teach_inference(brain, known, weights, self.inferred, seed=self.seed, progress=self.progress)
+        alone = dict(decay=1.0, left_out=0.1, fresh=True) if fresh_channels(brain) else {}
+        return teach_inference(brain, known, weights, self.inferred, seed=self.seed, progress=self.progress, **alone)
 
     def _rows(self, seen: _Seen, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """Which rooms, their registers, and what was found in them."""

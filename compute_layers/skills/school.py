@@ -24,7 +24,7 @@ from ..lab.weights import LEDGER_FILE, read_description, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, knows_meanings, teach_glance, teach_meanings, teach_route
+from .raising import INFERENCE, READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, fresh_channels, knows_meanings, teach_glance, teach_meanings, teach_route
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -47,7 +47,7 @@ class Preset:
     route: tuple[int, int] = (32, 7)  # channels and layers of the net that sees where the way turns; a brain with more keeps them
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, infers=512, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, feelers=True, infers=1024, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2, fitted=16),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200, fitted=1500),
@@ -181,9 +181,10 @@ class School:
     def lesson(self) -> RaiseLesson | ReaderLesson | WayLesson:
         """The lesson, in proportion to the number of plain rooms."""
         if self.only in ("reader", "inference"):
+            known = INFERENCE if self.only == "inference" and fresh_channels(self.brain) else ()  # what is inferred by channels of its own stays as it is while it is put into words
             for name, parameter in self.brain.named_parameters():
-                parameter.requires_grad_(name.partition(".")[0] in READER)
-            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=6 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
+                parameter.requires_grad_((part := name.partition(".")[0]) in READER and part not in known)
+            return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=10 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_(name.startswith("route."))
