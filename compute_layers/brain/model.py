@@ -496,7 +496,7 @@ class Route(nn.Module):
             turn = torch.stack([self.corner(pictures, turn[:, k]) for k in range(BENDS)], 1)
         return torch.where((best == side**2)[..., None], gold[:, None], turn)
 
-
+# %% ../../nbs/brain/model.ipynb #29fcca71
 FEELERS = 16  # directions, evenly spread; the first is straight ahead, then clockwise
 FELT = FEELERS + 2  # and toward the gold, and toward where the way to it turns
 _ABREAST = 9  # rays in each of them, side by side from rim to rim of the agent
@@ -532,7 +532,7 @@ def feel(
     part = ((0.5 - last) / (first - last).clamp(min=1e-3)).clamp(0, 1)
     return torch.where(walked > 0, apart * (walked - 1 + part), 0)[..., 0].clamp(max=farthest)
 
-
+# %% ../../nbs/brain/model.ipynb #0b70d184
 class Brain(nn.Module):
     """A multimodal transformer: pictures and words in, words and pictures out. It remembers nothing between calls."""
 
