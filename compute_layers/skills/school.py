@@ -184,6 +184,7 @@ class School:
             known = INFERENCE if self.only == "inference" and fresh_channels(self.brain) else ()  # what is inferred by channels of its own stays as it is while it is put into words
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_((part := name.partition(".")[0]) in READER and part not in known)
+            self.first = {name: tensor for name, tensor in self.first.items() if name.partition(".")[0] not in known}  # nor is it mixed with what it was
             return ReaderLesson(self.brain, self.skills, rooms=max(100, 2 * self.chosen.rooms), inferred=10 * self.steps * (self.only == "inference" and self.brain.config.infers > 0), steps=self.steps, each=max(4, round(4 / 3 * self.plain)), seed=self.seed)
         if self.only == "way":
             for name, parameter in self.brain.named_parameters():
