@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from compute_layers.rl.imitation import ImitationConfig, imitate, right_actions
 from compute_layers.rl.policies import Policy, PolicyConfig, load_policy, save_policy
 from compute_layers.rl.ppo import PPOConfig, TrainingWarning, Watchman, ppo
 from compute_layers.rl.preferences import Taste, film_pairs, optimise
+from compute_layers.rl.reinforce import ReinforceConfig, reinforce
 from compute_layers.rl.rollout import STAGES, Act, Episodes, Rollout, Rooms, Stage, collect
 from compute_layers.rl.sight import SIGHT_SIZE, look
 
@@ -173,6 +175,49 @@ def test_a_run_that_was_stopped_goes_on_exactly(tmp_path, obs, inputs, lr):
         assert torch.equal(tensor, other.state_dict()[name]), name
     with pytest.raises(ValueError, match="other numbers"):
         next(ppo(*fresh(), replace(config, lr=1e-4), seed=5, checkpoints=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("config", [
+    GRPOConfig(frames=2500, groups=4, tries=4, minibatch=64, guide="weighted", reference_weight=0.1),
+    GRPOConfig(frames=2500, groups=4, tries=4, minibatch=64, guide="clone"),
+    ImitationConfig(frames=16 * 40, rooms=16, noise=0.3, greedy=0.5, balance=True, value_weight=0.5),
+    ReinforceConfig(frames=1200),
+    PPOConfig(frames=8 * 16 * 16, steps=16, minibatch=64, epochs=2),
+], ids=["GRPO with a reference", "GRPO with cloned guides", "DAgger", "REINFORCE", "a taste is optimised"])
+def test_other_rules_go_on_exactly(tmp_path, config):
+    def learn(policy, numbers=config, **keywords):
+        rooms = Rooms(16, replace(STAGES["near"], steps=11), seed=2)
+        if isinstance(config, PPOConfig):
+            torch.manual_seed(4)
+            return optimise(rooms, policy, [Taste()], fresh(), numbers, price=0.1, seed=5, **keywords)
+        rule = {GRPOConfig: grpo, ReinforceConfig: reinforce, ImitationConfig: partial(imitate, every=5)}[type(config)]
+        return rule(rooms, policy, numbers, seed=5, **keywords)
+
+    def fresh():
+        torch.manual_seed(3)
+        return Policy(PolicyConfig())
+
+    whole, half, other = fresh(), fresh(), fresh()
+    rows = list(learn(whole))
+    run = learn(half, checkpoints=tmp_path, checkpoint_every=2)
+    for _ in range(5):  # stopped after the fifth row: the checkpoint is of the fourth
+        next(run)
+    rest = list(learn(other, checkpoints=tmp_path, resume=True))
+    assert len(rows) > 5 and [row["frames"] for row in rest] == [row["frames"] for row in rows[4:]]
+    for mine, theirs in zip(rest, rows[4:]):
+        assert {k: v for k, v in mine.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert not list(learn(fresh(), checkpoints=tmp_path, resume=True))  # it is over
+    with pytest.raises(ValueError, match="other numbers"):
+        next(learn(fresh(), replace(config, lr=1e-4), checkpoints=tmp_path, resume=True))
+
+
+def test_who_has_spent_the_budget_does_not_go_on(tmp_path):
+    torch.manual_seed(4)
+    policy, reference, taste = Policy(PolicyConfig()), Policy(PolicyConfig()), Taste()
+    learn = lambda **keywords: optimise(Rooms(16, "near", seed=2), policy, [taste], reference, PPOConfig(frames=16 * 16 * 6, steps=16, minibatch=64), budget=0.0, checkpoints=tmp_path, **keywords)  # noqa: E731
+    assert len(list(learn())) == 1 and not list(learn(resume=True))
 
 
 # -- the watchman ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import copy
 
@@ -191,13 +192,21 @@ def grpo(
     config: GRPOConfig = GRPOConfig(),
     seed: int = 0,  # of the levels, the actions and the order of minibatches
     stage: Stage | None = None,  # where the levels come from; default: the game's
+    checkpoints: Path | str | None = None,  # a folder; None keeps none
+    checkpoint_every: int = 10,  # updates
+    resume: bool = False,  # go on from the newest checkpoint, with the policy that the run began with given again: it is the reference
 ) -> Iterator[dict[str, float]]:
-    """Train, and give a row after each update: frames, CPU seconds, success of its own tries, silent groups, entropy, KL, warnings."""
+    """Train, and give a row after each update: frames, CPU seconds, success of its own tries, silent groups, entropy, KL, warnings.
+
+    Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning`.
+    """
     if game.n != config.groups * config.tries:
         raise ValueError(f"{config.groups} groups of {config.tries} tries need {config.groups * config.tries} rooms, got {game.n}")
     learner = Learner(policy, game, seed, config.lr)
     reference = copy.deepcopy(policy).requires_grad_(False) if config.reference_weight else None
-    order, stage = torch.Generator().manual_seed(seed), stage or game.stage
+    stage = stage or game.stage
+    if resume and checkpoints is not None:
+        learner.resume(checkpoints, config)
     while learner.frames < config.frames:
         lr = config.lr * (1 - learner.frames / config.frames if config.anneal else 1.0)
         for group in learner.optimizer.param_groups:
@@ -214,7 +223,7 @@ def grpo(
         told = torch.cat(parts).gather(-1, tries.actions[:, None])[:, 0] if parts else torch.zeros_like(played)
         nothing = torch.zeros_like(played)
         batch = GroupBatch(tries.observations, tries.actions, played, nothing, gain[tries.which], nothing, told, by_guide)
-        report = improve(learner, batch, config, order, grpo_loss)
+        report = improve(learner, batch, config, grpo_loss)
         learner.frames, learner.updates = learner.frames + len(tries.actions), learner.updates + 1
         own = ~tries.guided.cpu().numpy()
         row = {"frames": learner.frames, "seconds": learner.tick(), "lr": lr, "success": float(tries.won[own].mean()),
@@ -223,4 +232,5 @@ def grpo(
             row["guide_probability"] = float(tries.log_probs[by_guide].exp().mean())
             row["own_probability"] = float(tries.log_probs[~by_guide].exp().mean())
         say_warnings(learner.watchman, row)
+        learner.keep(checkpoints, config, checkpoint_every, learner.frames >= config.frames)
         yield row

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from ..game import oracle
 from ..game.world import ACTIONS, FORWARD, NOOP
+from .ppo import Learner
 from .rollout import Act, Rooms, sample
 
 # %% auto #0
@@ -63,22 +65,28 @@ def imitate(
     seed: int = 0,  # of the actions
     every: int = 50,  # gradient steps a row
     minutes: float = 0.0,  # of the clock on the wall, then it ends, well annealed; 0: no limit. Such a run can't be repeated to the digit
+    checkpoints: Path | str | None = None,  # a folder; None keeps none
+    checkpoint_every: int = 10,  # rows
+    resume: bool = False,  # go on from the newest checkpoint
 ) -> Iterator[dict[str, float]]:
-    """Train, and give a row now and then: frames, CPU seconds, loss, agreement with the oracle, success of the student's rooms."""
+    """Train, and give a row now and then: frames, CPU seconds, loss, agreement with the oracle, success of the student's rooms.
+
+    Raises `ValueError` when a run with other numbers is to be resumed.
+    """
     if game.n != config.rooms:
         raise ValueError(f"the game has {game.n} rooms, the config wants {config.rooms}")
     started = time.monotonic()
-    rng, device = np.random.default_rng(seed), next(policy.parameters()).device
-    dice = torch.Generator(device).manual_seed(seed)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=device.type in ("cpu", "cuda"))
-    steps, spent, began = max(1, config.frames // config.rooms), 0.0, time.process_time()
+    rng, learner = np.random.default_rng(seed), Learner(policy, game, seed, config.lr, adam_eps=1e-8)
+    optimizer, dice, device = learner.optimizer, learner.generator, learner.device
+    steps = max(1, config.frames // config.rooms)
     by_student = np.arange(config.rooms) < round(config.student * config.rooms)
     surely = np.arange(config.rooms) < round(config.greedy * config.student * config.rooms)
     seen_actions = np.ones(len(ACTIONS))  # how often each was right
+    if resume and checkpoints is not None and learner.resume(checkpoints, config):
+        rng.bit_generator.state, seen_actions = learner.more["slips"], np.array(learner.more["seen_actions"])
     losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
     rooms = getattr(game, "rooms", game)
-    for step in range(steps):
+    for step in range(learner.frames // config.rooms, steps):
         gone = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0  # the share of the time that is over
         last = gone >= 1 or step + 1 == steps
         for group in optimizer.param_groups:
@@ -110,12 +118,13 @@ def imitate(
         done = (outcome.terminated | outcome.truncated) & by_student
         wins += outcome.terminated[done].tolist()
         if (step + 1) % every == 0 or last:
-            now = time.process_time()
-            spent, began = spent + now - began, now
-            row = {"frames": (step + 1) * config.rooms, "seconds": spent, "loss": float(torch.stack(losses).mean()),
+            learner.frames, learner.updates = (step + 1) * config.rooms, learner.updates + 1
+            row = {"frames": learner.frames, "seconds": learner.tick(), "loss": float(torch.stack(losses).mean()),
                    "agreement": float(torch.stack(hits).mean()), "commonest": float(said.max() / said.sum())}
             row |= {"success": float(np.mean(wins))} if wins else {}
             losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
+            learner.more = {"slips": rng.bit_generator.state, "seen_actions": seen_actions.tolist()}
+            learner.keep(checkpoints, config, checkpoint_every, last)
             yield row
         if last:
             break

@@ -188,7 +188,7 @@ def say_warnings(
 # %% ../../nbs/rl/ppo.ipynb #0e8e2aea
 @dataclass
 class Learner:
-    """A policy, its optimiser, its game, its dice and its watchman: all that a run needs to go on."""
+    """A policy, its optimiser, its game, its dice (for the actions, and for the order of minibatches) and its watchman: all that a run needs to go on."""
 
     policy: nn.Module
     game: Game
@@ -198,12 +198,13 @@ class Learner:
     frames: int = 0
     updates: int = 0
     seconds: float = 0.0  # CPU seconds of this run, all processes of it together
+    more: dict[str, Any] = field(default_factory=dict)  # what else a learning rule goes on with, as JSON knows it: kept in its checkpoints
 
     def __post_init__(self):
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.device = parameters[0].device
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr, eps=self.adam_eps, fused=self.device.type in ("cpu", "cuda"))
-        self.generator = torch.Generator(self.device).manual_seed(self.seed)
+        self.generator, self.order = torch.Generator(self.device).manual_seed(self.seed), torch.Generator().manual_seed(self.seed)
         self.episodes, self.watchman = Episodes.of(self.game.n), Watchman(self.game.actions)
         self.began = time.process_time()
 
@@ -225,11 +226,22 @@ class Learner:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors |= {f"game/{name}": torch.from_numpy(value) for name, value in self.game.state_dict().items()}
-        tensors |= {"dice": self.generator.get_state(), "episodes/returns": torch.from_numpy(self.episodes.returns),
+        tensors |= {"dice": self.generator.get_state(), "order": self.order.get_state(), "episodes/returns": torch.from_numpy(self.episodes.returns),
                     "episodes/lengths": torch.from_numpy(self.episodes.lengths)}
         state = {"config": asdict(config), "frames": self.frames, "seconds": self.tick(), "seed": self.seed,
-                 "watchman": {"rows": self.watchman.rows, "largest": self.watchman.largest, "saying": sorted(self.watchman.saying)}}
+                 "watchman": {"rows": self.watchman.rows, "largest": self.watchman.largest, "saying": sorted(self.watchman.saying)}, "more": self.more}
         return save_checkpoint(folder, self.updates, tensors, state, keep=2)
+
+    def keep(
+        self,
+        folder: Path | str | None,  # None: nowhere
+        config: Any,
+        every: int,  # updates
+        over: bool,  # the run ends here
+    ) -> None:
+        """`save`, now and then and in the end."""
+        if folder is not None and (self.updates % every == 0 or over):
+            self.save(folder, config)
 
     def resume(
         self,
@@ -255,10 +267,13 @@ class Learner:
         self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.game.load_state_dict({name: value.numpy() for name, value in part("game/").items()})
         self.generator.set_state(saved.tensors["dice"])
+        if "order" in saved.tensors:  # in those of older runs it is not: PPO sets it anew for each update
+            self.order.set_state(saved.tensors["order"])
         self.episodes.returns, self.episodes.lengths = saved.tensors["episodes/returns"].numpy().copy(), saved.tensors["episodes/lengths"].numpy().copy()
         if "watchman" in saved.state:  # what he has said he doesn't say again
             self.watchman = replace(self.watchman, **saved.state["watchman"] | {"saying": set(saved.state["watchman"]["saying"])})
         self.frames, self.updates, self.seconds, self.began = saved.state["frames"], saved.step, saved.state["seconds"], time.process_time()
+        self.more = saved.state.get("more", {})
         return True
 
 # %% ../../nbs/rl/ppo.ipynb #ffbcca38
@@ -291,7 +306,6 @@ def ppo(
     rollout = Rollout.allocate(config.steps, game.observe(), learner.device)
     per_update = config.steps * game.n
     updates = max(1, config.frames // per_update)
-    order = torch.Generator().manual_seed(seed)
 
     def gone() -> float:
         """The share of the run that is over: of its updates, or of its time where there is less of that."""
@@ -299,7 +313,7 @@ def ppo(
 
     left = 1.0 - learner.updates / updates  # one update is made however short the time
     while left > 0:
-        order.manual_seed(seed * 1_000_003 + learner.updates)  # the order of an update depends on its number only: resumed or not
+        learner.order.manual_seed(seed * 1_000_003 + learner.updates)  # the order of an update depends on its number only: resumed or not
         lr = config.lr * (left if config.anneal else 1.0)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
@@ -307,14 +321,13 @@ def ppo(
         gain = advantages(rollout.rewards, rollout.values, rollout.next_values, rollout.done, config.gamma, config.lam if config.gae else 1.0)
         batch = Batch(*(part.flatten(0, 1) for part in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values, gain, gain + rollout.values)))
         heard = game.told(rollout, gain) if hasattr(game, "told") else {}  # a curriculum wants to know what was surprising
-        report = improve(learner, batch, config, order)
+        report = improve(learner, batch, config)
         learner.frames, learner.updates = learner.frames + per_update, learner.updates + 1
         row = {"frames": learner.frames, "seconds": learner.tick(), "lr": lr, **learner.episodes.take(), **report, **heard,
                "explained_variance": explained_variance(batch.values, batch.returns)}
         say_warnings(learner.watchman, row)
         left = 1.0 - gone()
-        if checkpoints is not None and (learner.updates % checkpoint_every == 0 or left <= 0):
-            learner.save(checkpoints, config)
+        learner.keep(checkpoints, config, checkpoint_every, left <= 0)
         yield row
         left = 1.0 - gone()  # whoever took the row may have taken time, too
 
@@ -323,7 +336,6 @@ def improve(
     learner: Learner,
     batch: Batch,  # a whole rollout
     config: PPOConfig,
-    order: torch.Generator,  # of the minibatches
     loss: Callable = ppo_loss,
 ) -> dict[str, float]:  # means over the minibatches
     """Go through a rollout `epochs` times in minibatches."""
@@ -331,7 +343,7 @@ def improve(
     sums: dict[str, Tensor] = {}
     count, size = 0, len(batch.actions)
     for _ in range(config.epochs):
-        epoch_kl, parts = 0.0, torch.randperm(size, generator=order).to(learner.device).split(config.minibatch)
+        epoch_kl, parts = 0.0, torch.randperm(size, generator=learner.order).to(learner.device).split(config.minibatch)
         for index in parts:
             few = batch.rows(index)
             total, report = loss(policy(few.observations), few, config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -157,12 +158,16 @@ def optimise(
     doubt: float = 0.0,  # of the jury, see `judge`
     budget: float | None = None,  # nats a step: stop there
     seed: int = 0,
+    checkpoints: Path | str | None = None,  # a folder; None keeps none
+    checkpoint_every: int = 10,  # updates
+    resume: bool = False,  # go on from the newest checkpoint
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row after each update: proxy (a step), success (the truth), nats a step from the reference, warnings."""
     learner, rollout = Learner(policy, game, seed, config.lr, config.adam_eps), Rollout.allocate(config.steps, game.observe())
-    order = torch.Generator().manual_seed(seed)
+    if resume and checkpoints is not None:
+        learner.resume(checkpoints, config)
     updates = max(1, config.frames // (config.steps * game.n))
-    for update in range(updates):
+    for update in range(updates if learner.more.get("spent") else learner.updates, updates):
         for group in learner.optimizer.param_groups:
             group["lr"] = config.lr * (1 - update / updates if config.anneal else 1.0)
         collect(game, policy, rollout, learner.generator, learner.episodes, config.bootstrap)
@@ -176,11 +181,13 @@ def optimise(
             rewards = (paid - price * apart) * 0.1  # of the size of a gold now and then
         gain = advantages(rewards, rollout.values, rollout.next_values, rollout.done, config.gamma, config.lam)
         batch = Batch(*(part.flatten(0, 1) for part in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values, gain, gain + rollout.values)))
-        report = improve(learner, batch, config, order)
+        report = improve(learner, batch, config)
         learner.frames, learner.updates = learner.frames + config.steps * game.n, learner.updates + 1
         row = {"frames": learner.frames, "seconds": learner.tick(), "proxy": float(proxy.mean()), "paid": float(paid.mean()), "nats": float(nats),
                **learner.episodes.take(), **report}
         say_warnings(learner.watchman, row)
+        learner.more = {"spent": budget is not None and row["nats"] >= budget}
+        learner.keep(checkpoints, config, checkpoint_every, learner.more["spent"] or update + 1 == updates)
         yield row
-        if budget is not None and row["nats"] >= budget:
+        if learner.more["spent"]:
             return

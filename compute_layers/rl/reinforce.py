@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +64,16 @@ def reinforce(
     policy: nn.Module,  # trained in place; its values are not used
     config: ReinforceConfig = ReinforceConfig(),
     seed: int = 0,  # of the levels and the actions
+    checkpoints: Path | str | None = None,  # a folder; None keeps none
+    checkpoint_every: int = 50,  # updates
+    resume: bool = False,  # go on from the newest checkpoint
 ) -> Iterator[dict[str, float]]:
-    """Train, and give a row after each gradient step: frames, CPU seconds, success, entropy, warnings. Raises `ValueError` for two pieces of gold."""
+    """Train, and give a row after each gradient step: frames, CPU seconds, success, entropy, warnings. Raises `ValueError` for two pieces of gold, and when a run with other numbers is to be resumed."""
     if game.stage.inner and game.stage.max_gold > 1:
         raise ValueError(f"the return from a step on is only known in rooms with one piece of gold, stage {game.stage.name!r} has up to {game.stage.max_gold}")
     learner = Learner(policy, game, seed, config.lr)
+    if resume and checkpoints is not None:
+        learner.resume(checkpoints, config)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     while learner.frames < config.frames:
         for group in learner.optimizer.param_groups:
@@ -93,4 +99,5 @@ def reinforce(
         row = {"frames": learner.frames, "seconds": learner.tick(), "success": float(tries.won.mean()), **{k: float(v) for k, v in report.items()},
                "grad_norm": float(norm), "approx_kl": float((ratio.exp() - 1 - ratio).mean()), "value_loss": 0.0}
         say_warnings(learner.watchman, row)
+        learner.keep(checkpoints, config, checkpoint_every, learner.frames >= config.frames)
         yield row
