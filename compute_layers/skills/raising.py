@@ -789,7 +789,7 @@ def teach_inference(
     tried: float = 0.04,  # share of each skill's rooms, its last ones, in which nothing is taught
     seed: int = 0,
     progress: bool = True,
-) -> tuple[list[float], dict[str, float]]:  # the loss of each step, and for each skill in what share of the rooms it is tried in the answer is right
+) -> tuple[list[float], dict[str, float]]:  # the loss of each step, and for each skill that a hundredth of the steps asked for in what share of the rooms it is tried in the answer is right
     """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
 
     In full precision, also inside a step of `lab.train` (there, autocast would go on using the weights as they first were). Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
@@ -820,10 +820,11 @@ def teach_inference(
     tells = lambda found, seen: hears(seen, parts) + (hears(found, before) if fresh else 0)  # noqa: E731
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    losses, last = [], {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
+    losses, asked, last = [], dict.fromkeys(names, 0), {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
     says = lambda name, found, seen, variant: torch.einsum("nvw,nw->nv", heads[name][variant], tells(found, seen))  # noqa: E731
     for _ in progress_bar(range(steps), progress, desc="inferring", unit="step"):
         name = names[int(torch.multinomial(odds, 1, generator=generator))]
+        asked[name] += 1
         found, variant, right = known[name]
         rows = torch.randint(last[name], (rooms,), generator=generator).to(device)
         found, right = found[rows] / deviation, right[rows].float()
@@ -840,6 +841,8 @@ def teach_inference(
     with torch.no_grad():
         rate = {}
         for name, (found, variant, right) in known.items():
+            if asked[name] < steps / 100:
+                continue
             tried_in = found[last[name] :] / deviation
             said = says(name, tried_in, tried_in, variant[last[name] :]).argmax(1, keepdim=True)
             rate[name] = right[last[name] :].gather(1, said).float().mean().item()
