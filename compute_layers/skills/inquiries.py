@@ -128,7 +128,8 @@ _asked(
     name="gold_front_behind",
     prompts=(
         "is the gold in front of [you|the agent] or behind", "is the gold behind [you|the agent] or in front", "in front or behind : where is the gold",
-        "where is the gold , in front or behind", "tell me if the gold is in front or behind",
+        "where is the gold , in front or behind", "tell me if the gold is in front or behind", "say if the gold is behind or in front",
+        "[front|ahead] or behind : where is the gold", "behind or ahead : where is the gold",
     ),
     held_out=("where is the gold , behind or in front", "tell me if the gold is behind or in front", "behind or in front : where is the gold"),
     make=_by_fact(lambda known: Fact(~known.in_front.value, known.in_front.margin, known.in_front.unit), 2),
@@ -191,6 +192,7 @@ _asked(
         "is there a way out [|of the room|of this room]", "does [the|this] room have [a way out|an exit]", "tell me if there is a way out", "yes or no : is there a way out", "yes or no : does [the|this] room have an exit",
         "tell me if [the|this] room has an exit", "say if there is an exit", "tell me if the room has a way out", "say if this room has a way out",
         "is there an exit", "is there a gap in the side walls", "yes or no : is there a gap in the side walls",
+        "yes or no : is there a way out of [the|this] room", "yes or no : does [the|this] room have a way out", "is there an exit in [the|this] room",
     ),
     held_out=("tell me if there is an exit", "yes or no : is there an exit", "tell me if this room has a way out"),
     make=_exit,

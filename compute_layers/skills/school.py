@@ -181,7 +181,7 @@ class School:
     def lesson(self) -> RaiseLesson | ReaderLesson | WayLesson:
         """The lesson, in proportion to the number of plain rooms."""
         if self.only in ("reader", "inference"):
-            known = INFERENCE if self.only == "inference" and fresh_channels(self.brain) else ()  # what is inferred by channels of its own stays as it is while it is put into words
+            known = INFERENCE if self.only == "reader" or fresh_channels(self.brain) else ()  # what was inferred, or is now by channels of its own, stays as it is while it is put into words
             for name, parameter in self.brain.named_parameters():
                 parameter.requires_grad_((part := name.partition(".")[0]) in READER and part not in known)
             self.first = {name: tensor for name, tensor in self.first.items() if name.partition(".")[0] not in known}  # nor is it mixed with what it was
