@@ -34,7 +34,7 @@ __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', '
            'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
            'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
            'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
-           'fresh_channels', 'ReaderLesson']
+           'fresh_channels', 'in_any_order', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -890,6 +890,21 @@ class _Seen:
         self.asked = {name: tuple(torch.cat(part).to(self.gist.device) for part in zip(*those)) for name, those in asked.items()}
 
 
+def in_any_order(
+    requests: Tensor,  # (B, P) tokens, padded left, the last one <answer>
+    share: float,  # of them
+    generator: torch.Generator,
+) -> Tensor:  # (B, P)
+    """Some requests with their words in any order, <answer> still the last."""
+    real = requests != 0
+    place = torch.arange(requests.shape[1], device=requests.device) / requests.shape[1]
+    any_place = torch.rand(requests.shape, generator=generator, device=requests.device)
+    mixed = torch.rand(len(requests), 1, generator=generator, device=requests.device) < share
+    place = torch.where(mixed & real, any_place, place.expand_as(any_place)) - 2.0 * ~real
+    place[:, -1] = 2.0
+    return requests.gather(1, place.argsort(1))
+
+
 @dataclass
 class ReaderLesson:
     """Words alone, as a loss function for `lab.train`: the eyes stay as they are, so every room is looked at once, before the first step.
@@ -905,6 +920,7 @@ class ReaderLesson:
     inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
     steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 10.0  # weight of what must stay
+    any_order: float = 0.15  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
@@ -1009,7 +1025,8 @@ class ReaderLesson:
             rows, gist, found = self._rows(seen := self.of[skill.name], self.each, generator)
             variant, right = (part[rows] for part in seen.asked[skill.name])
             task = Task(gist, variant, right)
-            request, reply = trim(self.book.request(skill, task, generator))[:, None], trim(self.book.reply(skill, task, generator, self.short))[:, None]
+            request, reply = trim(self.book.request(skill, task, generator)), trim(self.book.reply(skill, task, generator, self.short))[:, None]
+            request = in_any_order(request, self.any_order, generator)[:, None] if self.any_order else request[:, None]
             logits = brain.read(gist, request, reply[..., :-1], told=brain.told(None, found))
             report["said"].append(by_question(logits, reply))
         rows, gist, found = self._rows(self.bare, self.each // 2, generator)
