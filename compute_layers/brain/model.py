@@ -65,7 +65,7 @@ class BrainConfig:
     waves: bool = False  # with told: angles and the distance to the gold are told in short waves, too, so that a degree is heard
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
     crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
-    feelers: bool = False  # with told and glance: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
+    feelers: bool = False  # with told and route: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     values: bool = False  # it can say how good a picture is for the agent
 
