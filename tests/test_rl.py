@@ -15,6 +15,7 @@ import torch
 from compute_layers.game import levels, picture
 from compute_layers.lab.weights import WeightsError
 from compute_layers.rl.curriculum import Ladder, Lessons, Replay
+from compute_layers.rl.dqn import DQNConfig, dqn
 from compute_layers.rl.evaluate import film, interquartile_mean, median_room, play, save_film
 from compute_layers.rl.eyes import Eyes, Through
 from compute_layers.rl.grpo import GRPOConfig, grpo, play_groups
@@ -182,15 +183,16 @@ def test_a_run_that_was_stopped_goes_on_exactly(tmp_path, obs, inputs, lr):
     GRPOConfig(frames=2500, groups=4, tries=4, minibatch=64, guide="clone"),
     ImitationConfig(frames=16 * 40, rooms=16, noise=0.3, greedy=0.5, balance=True, value_weight=0.5),
     ReinforceConfig(frames=1200),
+    DQNConfig(frames=16 * 4 * 10, memory=400, begin=128, batch=64, renew=7),
     PPOConfig(frames=8 * 16 * 16, steps=16, minibatch=64, epochs=2),
-], ids=["GRPO with a reference", "GRPO with cloned guides", "DAgger", "REINFORCE", "a taste is optimised"])
+], ids=["GRPO with a reference", "GRPO with cloned guides", "DAgger", "REINFORCE", "DQN", "a taste is optimised"])
 def test_other_rules_go_on_exactly(tmp_path, config):
     def learn(policy, numbers=config, **keywords):
         rooms = Rooms(16, replace(STAGES["near"], steps=11), seed=2)
         if isinstance(config, PPOConfig):
             torch.manual_seed(4)
             return optimise(rooms, policy, [Taste()], fresh(), numbers, price=0.1, seed=5, **keywords)
-        rule = {GRPOConfig: grpo, ReinforceConfig: reinforce, ImitationConfig: partial(imitate, every=5)}[type(config)]
+        rule = {GRPOConfig: grpo, ReinforceConfig: reinforce, ImitationConfig: partial(imitate, every=5), DQNConfig: partial(dqn, every=4)}[type(config)]
         return rule(rooms, policy, numbers, seed=5, **keywords)
 
     def fresh():

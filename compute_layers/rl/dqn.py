@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ppo import TrainingWarning
-from .rollout import Episodes, Game
+from .ppo import Learner, TrainingWarning
+from .rollout import Game
 import warnings
 
 # %% auto #0
@@ -76,6 +76,10 @@ class Memory:
             mine[places] = new
         self.at, self.filled = int((self.at + len(actions)) % self.size), min(self.size, self.filled + len(actions))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its arrays, not copied: what is written into them is remembered."""
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("before", "actions", "rewards", "terminated", "after")}
+
     def draw(
         self,
         k: int,
@@ -92,16 +96,24 @@ def dqn(
     config: DQNConfig = DQNConfig(),
     seed: int = 0,  # of the actions and the batches
     every: int = 32,  # steps of all rooms in a row
+    checkpoints: Path | str | None = None,  # a folder; None keeps none. The whole memory is in each
+    checkpoint_every: int = 10,  # rows
+    resume: bool = False,  # go on from the newest checkpoint
 ) -> Iterator[dict[str, float]]:
-    """Train, and give a row now and then: frames, CPU seconds, success with exploration, loss, mean Q. Warns when Q diverges."""
-    rng, device = np.random.default_rng(seed), next(policy.parameters()).device
-    target = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=config.lr)
-    memory, episodes = Memory(config.memory, game.observe()), Episodes.of(game.n)
-    steps, learned, spent, began, warned = max(1, config.frames // game.n), 0, 0.0, time.process_time(), False
+    """Train, and give a row now and then: frames, CPU seconds, success with exploration, loss, mean Q.
+
+    Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning` when Q diverges.
+    """
+    learner, rng = Learner(policy, game, seed, config.lr, adam_eps=1e-8, fused=False), np.random.default_rng(seed)
+    target, device = copy.deepcopy(policy).requires_grad_(False), learner.device
+    memory = Memory(config.memory, game.observe())
+    learner.beside = {f"target/{name}": value for name, value in target.state_dict().items()} | memory.tensors()
+    steps, learned, warned = max(1, config.frames // game.n), 0, False
+    if learner.resume(checkpoints if resume else None, config):
+        memory.at, memory.filled, learned, warned, rng.bit_generator.state = (learner.more[name] for name in ("at", "filled", "learned", "warned", "dice"))
     losses, means = [], []
-    for step in range(steps):
-        for group in optimizer.param_groups:
+    for step in range(learner.frames // game.n, steps):
+        for group in learner.optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / steps)
         high, low = config.explore
         explore = max(low, high + (low - high) * 3 * step / steps)
@@ -114,24 +126,23 @@ def dqn(
         after = game.observe().copy()
         after[outcome.cut] = outcome.last
         memory.add(before, actions, outcome.rewards, outcome.terminated, after)
-        episodes.add(outcome)
+        learner.episodes.add(outcome)
         for _ in range(config.each if memory.filled >= min(config.begin, config.memory) else 0):
             seen, did, rewards, terminated, then = (part.to(device) for part in memory.draw(config.batch, rng))
             with torch.no_grad():
                 goal = td_targets(rewards, terminated, policy(then).logits, target(then).logits, config.gamma, config.double)
             said = policy(seen).logits.gather(-1, did[:, None])[:, 0]
             loss = F.smooth_l1_loss(said, goal)
-            optimizer.zero_grad(set_to_none=True)
+            learner.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            learner.optimizer.step()
             losses.append(loss.detach()), means.append(said.detach().mean())
             learned += 1
             if learned % config.renew == 0:
                 target.load_state_dict(policy.state_dict())
         if (step + 1) % every == 0 or step + 1 == steps:
-            now = time.process_time()
-            spent, began = spent + now - began, now
-            row = {"frames": (step + 1) * game.n, "seconds": spent, "explore": explore, **episodes.take()}
+            learner.frames, learner.updates = (step + 1) * game.n, learner.updates + 1
+            row = {"frames": learner.frames, "seconds": learner.tick(), "explore": explore, **learner.episodes.take()}
             if losses:
                 row |= {"loss": float(torch.stack(losses).mean()), "q": float(torch.stack(means).mean())}
                 most = float(memory.rewards[: memory.filled].max()) / (1 - config.gamma) if config.gamma < 1 else math.inf
@@ -141,4 +152,6 @@ def dqn(
                         f"after {row['frames']:,} frames: the values diverge: the mean Q is {row['q']:.3g}, though no more than {most:.3g} can be had. Likely cause: a learning "
                         "rate that is too high, or a target that is renewed too often; lower lr or raise renew", TrainingWarning, stacklevel=2)
             losses, means = [], []
+            learner.more = {"at": memory.at, "filled": memory.filled, "learned": learned, "warned": warned, "dice": rng.bit_generator.state}
+            learner.keep(checkpoints, config, checkpoint_every, step + 1 == steps)
             yield row

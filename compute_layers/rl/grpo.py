@@ -205,8 +205,7 @@ def grpo(
     learner = Learner(policy, game, seed, config.lr)
     reference = copy.deepcopy(policy).requires_grad_(False) if config.reference_weight else None
     stage = stage or game.stage
-    if resume and checkpoints is not None:
-        learner.resume(checkpoints, config)
+    learner.resume(checkpoints if resume else None, config)
     while learner.frames < config.frames:
         lr = config.lr * (1 - learner.frames / config.frames if config.anneal else 1.0)
         for group in learner.optimizer.param_groups:

@@ -82,7 +82,7 @@ def imitate(
     by_student = np.arange(config.rooms) < round(config.student * config.rooms)
     surely = np.arange(config.rooms) < round(config.greedy * config.student * config.rooms)
     seen_actions = np.ones(len(ACTIONS))  # how often each was right
-    if resume and checkpoints is not None and learner.resume(checkpoints, config):
+    if learner.resume(checkpoints if resume else None, config):
         rng.bit_generator.state, seen_actions = learner.more["slips"], np.array(learner.more["seen_actions"])
     losses, hits, said, wins = [], [], np.zeros(len(ACTIONS)), []
     rooms = getattr(game, "rooms", game)

@@ -5,6 +5,7 @@
 # %% ../../nbs/rl/ppo.ipynb #16d30eeb
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -199,11 +200,13 @@ class Learner:
     updates: int = 0
     seconds: float = 0.0  # CPU seconds of this run, all processes of it together
     more: dict[str, Any] = field(default_factory=dict)  # what else a learning rule goes on with, as JSON knows it: kept in its checkpoints
+    beside: dict[str, Tensor] = field(default_factory=dict)  # and as tensors: they are kept, too, and filled in place when the run goes on
+    fused: bool = True  # Adam in one kernel, where there is one: faster, other last digits
 
     def __post_init__(self):
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.device = parameters[0].device
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, eps=self.adam_eps, fused=self.device.type in ("cpu", "cuda"))
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, eps=self.adam_eps, fused=self.fused and self.device.type in ("cpu", "cuda"))
         self.generator, self.order = torch.Generator(self.device).manual_seed(self.seed), torch.Generator().manual_seed(self.seed)
         self.episodes, self.watchman = Episodes.of(self.game.n), Watchman(self.game.actions)
         self.began = time.process_time()
@@ -226,6 +229,7 @@ class Learner:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors |= {f"game/{name}": torch.from_numpy(value) for name, value in self.game.state_dict().items()}
+        tensors |= {f"beside/{name}": value for name, value in self.beside.items()}
         tensors |= {"dice": self.generator.get_state(), "order": self.order.get_state(), "episodes/returns": torch.from_numpy(self.episodes.returns),
                     "episodes/lengths": torch.from_numpy(self.episodes.lengths)}
         state = {"config": asdict(config), "frames": self.frames, "seconds": self.tick(), "seed": self.seed,
@@ -245,14 +249,15 @@ class Learner:
 
     def resume(
         self,
-        folder: Path | str,
+        folder: Path | str | None,  # None: begin
         config: Any,
     ) -> bool:  # False when there is no checkpoint
         """Go on from the newest checkpoint. Raises `ValueError` when it is of a run with other numbers."""
-        saved = latest_checkpoint(folder)
+        saved = None if folder is None else latest_checkpoint(folder)
         if saved is None:
             return False
-        differing = {name: (was, asdict(config)[name]) for name, was in saved.state["config"].items() if asdict(config).get(name) != was}
+        now = json.loads(json.dumps(asdict(config)))  # as it comes from the disk: a tuple as a list
+        differing = {name: (was, now.get(name)) for name, was in saved.state["config"].items() if now.get(name) != was}
         if differing or saved.state["seed"] != self.seed:
             raise ValueError(f"{saved.path} is of a run with other numbers: {differing or {'seed': (saved.state['seed'], self.seed)}} (then, now)")
 
@@ -266,6 +271,8 @@ class Learner:
             states.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.game.load_state_dict({name: value.numpy() for name, value in part("game/").items()})
+        for name, value in part("beside/").items():
+            self.beside[name].copy_(value)
         self.generator.set_state(saved.tensors["dice"])
         if "order" in saved.tensors:  # in those of older runs it is not: PPO sets it anew for each update
             self.order.set_state(saved.tensors["order"])
@@ -301,8 +308,7 @@ def ppo(
     Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning`.
     """
     began, learner = time.monotonic(), Learner(policy, game, seed, config.lr, config.adam_eps)
-    if resume and checkpoints is not None:
-        learner.resume(checkpoints, config)
+    learner.resume(checkpoints if resume else None, config)
     rollout = Rollout.allocate(config.steps, game.observe(), learner.device)
     per_update = config.steps * game.n
     updates = max(1, config.frames // per_update)

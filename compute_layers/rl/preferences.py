@@ -164,8 +164,7 @@ def optimise(
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row after each update: proxy (a step), success (the truth), nats a step from the reference, warnings."""
     learner, rollout = Learner(policy, game, seed, config.lr, config.adam_eps), Rollout.allocate(config.steps, game.observe())
-    if resume and checkpoints is not None:
-        learner.resume(checkpoints, config)
+    learner.resume(checkpoints if resume else None, config)
     updates = max(1, config.frames // (config.steps * game.n))
     for update in range(updates if learner.more.get("spent") else learner.updates, updates):
         for group in learner.optimizer.param_groups:

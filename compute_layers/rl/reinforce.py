@@ -72,8 +72,7 @@ def reinforce(
     if game.stage.inner and game.stage.max_gold > 1:
         raise ValueError(f"the return from a step on is only known in rooms with one piece of gold, stage {game.stage.name!r} has up to {game.stage.max_gold}")
     learner = Learner(policy, game, seed, config.lr)
-    if resume and checkpoints is not None:
-        learner.resume(checkpoints, config)
+    learner.resume(checkpoints if resume else None, config)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     while learner.frames < config.frames:
         for group in learner.optimizer.param_groups:
