@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..game.fast import STATE_GOLD, STATE_GOLD_AT, STATE_SIZE, STATE_WALLS, STATE_WALLS_AT
 from ..game.world import ACTIONS
 from ..lab.weights import WeightsError, fit_weights, read_weights, save_weights
 from .eyes import Eyes, EyesConfig, relations
 from .rollout import GEOMETRY, Act, choose
 
 # %% auto #0
-__all__ = ['PolicyConfig', 'Policy', 'save_policy', 'load_policy']
+__all__ = ['PolicyConfig', 'Rows', 'Policy', 'save_policy', 'load_policy']
 
 # %% ../../nbs/rl/policies.ipynb #f20e8560
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PolicyConfig:
     separate_value_eyes: bool = False  # pictures: the value has convolutions of its own, at twice the price
     orthogonal: bool = True  # initial weights as in Huang et al. 2022, detail 2; False: torch's
     scale: float = 8.0  # numbers are multiplied by this: most are lengths of a fraction of a room
+    rows: int = 0  # the 63 numbers of rooms with walls: width of two layers that all walls share, see `Rows`; 0: a wall is seven numbers among others
     eyes: dict | None = None  # pictures are read by eyes of this shape (see `rl.eyes`), frozen at first, and the net gets their numbers
 
     def __post_init__(self):
@@ -43,6 +45,8 @@ class PolicyConfig:
             raise ValueError(f"obs must be 'state', 'sight', 'ego', 'top' or 'pixels', got {self.obs!r}")
         if self.eyes is not None and self.obs != "top":
             raise ValueError(f"eyes read pictures from above, obs='top', got {self.obs!r}")
+        if self.rows and (self.obs != "state" or self.inputs != STATE_SIZE):
+            raise ValueError(f"rows are for rooms with walls, obs='state' with {STATE_SIZE} inputs, got {self.obs!r} with {self.inputs}: leave rows at 0")
 
     @property
     def sees_numbers(self) -> bool:
@@ -78,6 +82,39 @@ def _convolutions(config: PolicyConfig, side: int) -> nn.Sequential:
     return layers
 
 
+class Rows(nn.Module):
+    """Two layers that all walls share; what any of them says loudest goes on, beside the numbers of agent and gold.
+
+    A wall is put into the agent's frame first (its middle and its two half axes, as the gold is in the state anyway) and sees the gold: a
+    layer can learn from it what is in the way, once for all walls. The maximum over them is how a ray would be found: by the nearest.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        scale: float,  # of the numbers that come in
+        orthogonal: bool = True,
+    ):
+        super().__init__()
+        self.scale, self.outputs = scale, STATE_WALLS_AT + width
+        self.layers = _trunk((6 + 3 * STATE_GOLD, width, width), orthogonal)
+
+    def forward(
+        self,
+        numbers: Tensor,  # (B, 63), the state times `scale`
+    ) -> Tensor:  # (B, 14 + width)
+        x, y, cos, sin = (numbers[:, i, None] / self.scale for i in range(4))
+        gold = numbers[:, STATE_GOLD_AT:STATE_WALLS_AT].unflatten(1, (STATE_GOLD, 5))[..., [0, 3, 4]].flatten(1)  # here, ahead, right
+        here, left, top, width, height, c, s = (numbers[:, STATE_WALLS_AT:].unflatten(1, (STATE_WALLS, 7)) / self.scale).unbind(-1)
+        half = torch.stack([torch.stack([width * c, width * s], -1), torch.stack([-height * s, height * c], -1)], -2) / 2  # (B, walls, 2 axes, xy)
+        middle = torch.stack([left - x, top - y], -1) + half.sum(-2)
+        lines = torch.cat([half, middle[..., None, :]], -2)  # (B, walls, 3, xy)
+        ahead, right = lines[..., 0] * cos[..., None] + lines[..., 1] * sin[..., None], lines[..., 1] * cos[..., None] - lines[..., 0] * sin[..., None]
+        wall = self.scale * torch.cat([ahead, right], -1)
+        said = self.layers(torch.cat([wall, gold[:, None].expand(-1, STATE_WALLS, -1)], -1))
+        return torch.cat([numbers[:, :STATE_WALLS_AT], said.masked_fill(here[..., None] < 0.5, -1.0).amax(1)], -1)
+
+
 class Policy(nn.Module):
     """Logits and a value for each observation."""
 
@@ -87,8 +124,8 @@ class Policy(nn.Module):
         self.eyes = Eyes(EyesConfig(**config.eyes)).requires_grad_(False) if config.eyes is not None else None
         if config.sees_numbers:
             widths = (len(GEOMETRY) if config.eyes is not None else config.inputs, *config.hidden)
-            self.trunk = _trunk(widths, config.orthogonal)
-            self.value_trunk = _trunk(widths, config.orthogonal) if config.separate_value else None
+            self.trunk = self._for_numbers(widths)
+            self.value_trunk = self._for_numbers(widths) if config.separate_value else None
             width = config.hidden[-1]
         else:
             side = ((config.inputs - 8) // 4 + 1 - 3) // 2 + 1
@@ -99,6 +136,13 @@ class Policy(nn.Module):
             self.value_trunk = _convolutions(config, side) if config.separate_value_eyes else None
         self.logits = _layer(width, config.actions, 0.01, config.orthogonal)
         self.value = _layer(width, 1, 1.0, config.orthogonal)
+
+    def _for_numbers(self, widths: tuple[int, ...]) -> nn.Sequential:
+        """Layers of these widths, behind rows where there are some."""
+        if not self.config.rows:
+            return _trunk(widths, self.config.orthogonal)
+        rows = Rows(self.config.rows, self.config.scale, self.config.orthogonal)
+        return nn.Sequential(rows, *_trunk((rows.outputs, *widths[1:]), self.config.orthogonal))
 
     @property
     def obs(self) -> str:
