@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from compute_layers.game import levels, picture
+from compute_layers.game import envs, levels, picture
+from compute_layers.game.fast import STATE_SIZE, STATE_WALLS_AT
 from compute_layers.lab.weights import WeightsError
 from compute_layers.rl.curriculum import Ladder, Lessons, Replay
 from compute_layers.rl.dqn import DQNConfig, dqn
@@ -386,6 +387,25 @@ def test_sight_does_not_depend_on_where_north_is():
     absent = world.walls[..., 2] == 0
     turned.walls[absent] = 0
     np.testing.assert_allclose(look(turned), look(world), atol=1e-5)
+
+
+def test_rows_see_a_wall_as_the_agent_does(tmp_path):
+    """A room that is turned around its middle, agent and all, looks the same to the rows; what is kept is what plays."""
+    world = levels.walls(seed=5, n=12)
+    states, policy = torch.from_numpy(envs.state(world)), Policy(PolicyConfig("state", STATE_SIZE, rows=16))
+    turned = type(world)(*(np.array(part) for part in (world.agent, world.heading, world.gold, world.gold_here, world.walls)))
+    for points in (turned.agent, turned.gold, turned.walls):
+        points[..., 0], points[..., 1] = 1 - points[..., 1].copy(), points[..., 0].copy()
+    turned.heading[:], turned.walls[..., 4] = world.heading + np.pi / 2, world.walls[..., 4] + np.pi / 2
+    other = torch.from_numpy(envs.state(turned))
+    assert not torch.allclose(states, other, atol=1e-2)
+    rows = policy.trunk[0]
+    torch.testing.assert_close(rows(other * 8)[:, STATE_WALLS_AT:], rows(states * 8)[:, STATE_WALLS_AT:], atol=1e-4, rtol=0)
+    save_policy(policy, tmp_path / "kept")
+    assert torch.equal(load_policy(tmp_path / "kept")(states).logits, policy(states).logits)
+    for wrong in (dict(obs="sight"), dict(obs="state", inputs=8)):
+        with pytest.raises(ValueError, match="rows are for rooms with walls"):
+            PolicyConfig(rows=16, **wrong)
 
 
 # -- behind a brain, preferences --------------------------------------------------------------------------------------------------
