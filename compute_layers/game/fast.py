@@ -963,6 +963,7 @@ POSE_CELLS = 256  # a side of the grid in which `shortest_rooms` takes two place
 MOST_POSES = 1 << 20  # that it looks at in one room before it gives up
 HEADINGS = round(2 * math.pi / TURN)
 _ROOMY, _TIGHT = 0.82 * AGENT_RADIUS, 0.74 * AGENT_RADIUS  # the places to turn at lie this far from a corner, and the way between them this far from all walls: a step may cut a corner
+_BESIDE = _TIGHT + 1e-6  # who passes a wall further off than this surely doesn't touch it
 _AT_A_CORNER = 3  # places to turn at around each
 _RIM = 12  # places around the gold from which it is eaten, where it hides behind a corner
 _HOPES = (0.0, 2.0, 8.0)  # actions that the reckoning may be too long by: in a first search, which finds some plan, in the second, which finds the shortest, and where there is none yet, in a third
@@ -982,8 +983,12 @@ def _sees(px, py, qx, qy, short, walls):
     far = math.sqrt(dx * dx + dy * dy)
     if far <= short + 1e-9:
         return True
+    ex, ey = px + dx * (1.0 - short / far), py + dy * (1.0 - short / far)
+    left, right, top, bottom = min(px, ex) - _BESIDE, max(px, ex) + _BESIDE, min(py, ey) - _BESIDE, max(py, ey) + _BESIDE
     for w in range(walls.shape[0]):
         if walls[w, 2] > 0.0:
+            if walls[w, 4] == 0.0 and (left > walls[w, 0] + walls[w, 2] or right < walls[w, 0] or top > walls[w, 1] + walls[w, 3] or bottom < walls[w, 1]):
+                continue  # an upright wall, most often one of the room's own, and the whole way lies beside it
             lo, hi = _blocked(px, py, dx / far, dy / far, walls, w, _TIGHT)
             if lo < far - short - 1e-9 and hi > 1e-9:
                 return False
@@ -1105,10 +1110,13 @@ def _reckon(gx, gy, walls, places, bearings, lengths, aims, left, links, ways):
 
 
 @_compiled
-def _within(bound, px, py, heading, goals, n, places, bearings, lengths, aims, left, links, walls):
-    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned?"""
+def _within(bound, px, py, heading, goals, n, places, bearings, lengths, aims, left, links, walls, hint):
+    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned? The place by which it may, or -1. `hint`: a place to ask first, or -1."""
     heading %= 2 * math.pi
-    for v in range(n):
+    for turn in range(-1, n):
+        v = hint if turn < 0 else turn
+        if v < 0:
+            continue
         dx, dy, reach = places[v, 0] - px, places[v, 1] - py, (bound - places[v, 2]) * STEP
         if reach < 0.0 or dx * dx + dy * dy > reach * reach:
             continue
@@ -1127,18 +1135,19 @@ def _within(bound, px, py, heading, goals, n, places, bearings, lengths, aims, l
                 same, other = _turns(_between(bearing, bearings[v, w]), lengths[v, w], aims[v, w])
                 least = min(least, ahead + min(same + left[v, w, 0], other + left[v, w, 1]), back + min(same + left[v, w, 1], other + left[v, w, 0]))
         if steps + least <= bound and _sees(px, py, places[v, 0], places[v, 1], 0.0 if v else REACH, walls):
-            return True
-    return False
+            return v
+    return -1
 
 
 @_compiled
-def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plan):
+def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, via, seen, used, plan):
     """Search one room for plans of `least` … `known` actions, or shorter ones that are met with. Returns the fewest actions (0: none in time), the bits of the first actions of such plans (-1: it gave up), and how many marks were used in `seen`; one of them is written into `plan`."""
     total = 0
     for k in range(HEADINGS):
         cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
     for longest in range(least, known + 1):
-        if not _within(longest + hope, agent[0], agent[1], heading, goals, n, places, bearings, lengths, aims, left, links, walls):
+        via[0] = _within(longest + hope, agent[0], agent[1], heading, goals, n, places, bearings, lengths, aims, left, links, walls, -1)
+        if via[0] < 0:
             continue
         poses[0, 0], poses[0, 1], turns[0], begun[0] = agent[0], agent[1], 0, 0
         first, last, found = 0, 1, 0
@@ -1172,12 +1181,13 @@ def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, place
                         begun[mark] |= bits  # another plan comes here just as soon
                     if mark >= 0:
                         continue
-                    if not _within(longest - done + hope, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, aims, left, links, walls):
+                    place = _within(longest - done + hope, x, y, heading + turned * TURN, goals, n, places, bearings, lengths, aims, left, links, walls, int(via[i]))
+                    if place < 0:
                         seen[at] = used  # the mark of the start: nobody need come again
                         continue
                     if total + end >= poses.shape[0]:
                         return 0, -1, used + end
-                    seen[at] = used + end
+                    seen[at], via[end] = used + end, place
                     poses[end, 0], poses[end, 1], turns[end], begun[end], came[end] = x, y, turned, bits, i * len(ACTIONS) + action
                     end += 1
             first, last = last, end
@@ -1199,7 +1209,7 @@ def shortest_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest,
     places, bearings, lengths, aims, left = np.empty((most, 3)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most)), np.empty((most, most, 2))
     links, ways = np.empty(most, np.int64), np.empty((most, most), np.int64)
     cosines, sines = np.empty(HEADINGS), np.empty(HEADINGS)
-    poses, turns, begun, came = np.empty((MOST_POSES, 2)), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int32)
+    poses, turns, begun, came, via = np.empty((MOST_POSES, 2)), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int8), np.empty(MOST_POSES, np.int32), np.empty(MOST_POSES, np.int16)
     seen, used = np.zeros(POSE_CELLS * POSE_CELLS * HEADINGS, np.int32), 1
     for i in range(fewest.shape[0]):
         plans[i], fewest[i], begins[i] = -1, 0, False
@@ -1214,7 +1224,7 @@ def shortest_rooms(agent, heading, gold, gold_here, walls, known, plans, fewest,
                 if used > 1 << 30:
                     seen[:], used = 0, 1
                 plans[i] = -1
-                fewest[i], bits, used = _shortest(hope, least, enough, agent[i], heading[i], gx, gy, walls[i], goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, seen, used, plans[i])
+                fewest[i], bits, used = _shortest(hope, least, enough, agent[i], heading[i], gx, gy, walls[i], goals, n, places, bearings, lengths, aims, left, links, cosines, sines, poses, turns, begun, came, via, seen, used, plans[i])
                 if fewest[i] > 0:
                     least = enough = fewest[i]
         if bits < 0:
