@@ -83,6 +83,24 @@ def test_a_run_in_a_log_and_as_json(home):  # noqa: F811
     assert len(err.splitlines()) < 12
 
 
+@pytest.mark.parametrize("dead", [2, 3])
+def test_a_kernel_that_does_not_come_up_is_started_again(home, dead):  # noqa: F811
+    """Two that start at once can be given the same port. Nothing has run then, so a run needn't fail for it; one that never comes up does."""
+    write_notebook(home / "nbs" / "demo.ipynb", GUARD, PARAMETERS, RUN, "run.save_metrics({'accuracy': 0.5})")
+    kernel, began = home / "jupyter" / "kernels" / "python3", home / "began"
+    kernel.mkdir(parents=True)
+    (home / "kernel.py").write_text(
+        "import os, sys\n"
+        f"open({str(began)!r}, 'a').write('x')\n"
+        f"if os.path.getsize({str(began)!r}) <= {dead}: sys.exit('Address already in use')\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'ipykernel_launcher', *sys.argv[1:]])\n")
+    (kernel / "kernel.json").write_text(json.dumps({"argv": [sys.executable, str(home / "kernel.py"), "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
+    run = cli("run", "nbs/demo.ipynb", "--no-html", env={**os.environ, "JUPYTER_PATH": str(home / "jupyter")})
+    _, err = run.communicate(timeout=180)
+    assert began.read_text() == "x" * 3 and err.count("once more") == 2
+    assert (run.returncode == 0) == (dead == 2) and len(list(home.glob("runs/*/metrics.json"))) == (dead == 2)
+
+
 def test_a_reader_that_has_seen_enough(home):  # noqa: F811
     for number in range(3):
         new_run("demo", {f"a{k}": k for k in range(400)})

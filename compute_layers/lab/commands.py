@@ -154,6 +154,17 @@ class _Status:
             print(file=sys.stderr)
 
 
+_STARTS = 3  # of a notebook whose kernel does not come up: two that start at the same moment may choose the same port
+
+
+def _never_began(log: Path, before: int) -> bool:
+    "Did the kernel die before any cell ran, as what was written behind the first `before` bytes of the log says?"
+    with open(log, "rb") as file:
+        file.seek(before)
+        said = file.read().decode(errors="replace")
+    return "Kernel died before replying" in said and "Executing Cell" not in said
+
+
 def _run_papermill(
     command: list[str], environment: dict[str, str], log: Path, status: _Status
 ) -> tuple[int, int | None]: # (papermill's exit status, the signal that ended it)
@@ -263,7 +274,12 @@ def _run_in(
 
     print(f"run {_shown(folder)} (log: {_shown(log)})", file=sys.stderr)
     cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"]) + bool(parameters or resumed)  # papermill adds one
-    status, ended_by = _run_papermill([*command, str(notebook), str(report)], environment, log, _Status(log, progress, cells))
+    for left in reversed(range(_STARTS)):
+        before = log.stat().st_size if log.exists() else 0
+        status, ended_by = _run_papermill([*command, str(notebook), str(report)], environment, log, _Status(log, progress, cells))
+        if not left or status == 0 or ended_by is not None or not _never_began(log, before):
+            break
+        print("the notebook's kernel didn't come up, and nothing ran: once more", file=sys.stderr)
     progress.unlink(missing_ok=True)
     progress.with_name(".scores").unlink(missing_ok=True)
 
