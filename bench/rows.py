@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from compute_layers.lab.weights import fit_weights, read_weights
-from compute_layers.rl.policies import Policy, PolicyConfig
+from compute_layers.rl.policies import Policy, load_policy
 from compute_layers.rl.rollout import Rooms
 from compute_layers.rl.sight import RAYS, SIGHT_FIELDS, look
 
 WANTED = {"rays": [SIGHT_FIELDS.index(f"ray{r}") for r in range(RAYS)], "clear": [SIGHT_FIELDS.index("gold0_clear")]}
-SHAPE = PolicyConfig("state", 63, scale=4.0, rows=64, hidden=(128, 128))  # of tutorialCurriculum's preset
 
 
 def met(seed: int, rooms: int) -> tuple[Tensor, Tensor]:
@@ -41,18 +40,19 @@ def explained(known: Tensor, wanted: Tensor, known_elsewhere: Tensor, wanted_els
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder")
-    pieces = sorted(rows.parent for rows in parser.parse_args().run.glob("pieces/walls_two_gold-ladder-seed-*/rows.json"))
-    if not pieces:
-        raise SystemExit("no policies of walls_two_gold-ladder in its pieces/: run tutorialCurriculum with -p obs state -p only walls -p ways ladder")
+    run = parser.parse_args().run
+    pieces = sorted(rows.parent for rows in run.glob("pieces/walls_two_gold-ladder-seed-*/rows.json"))
+    if not pieces or not (shape := load_policy(run / "weights").config).rows:
+        raise SystemExit(f"{run} holds no policies with rows that climbed the ladder: run tutorialCurriculum with -p obs state -p only walls -p ways ladder")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    untaught, (states, seen), (others, their) = Policy(SHAPE), met(11, 600), met(12, 300)
+    untaught, (states, seen), (others, their) = Policy(shape), met(11, 600), met(12, 300)
 
     def say(name: str, of) -> None:
         with torch.no_grad():
             print(f"{name}: " + ", ".join(f"{what} {explained(of(states), seen[:, at], of(others), their[:, at]):.3f}" for what, at in WANTED.items()), flush=True)
 
     say("the 63 numbers", lambda x: x)
-    for name, policy in [("untaught", untaught), *((piece.name, fit_weights(Policy(SHAPE), read_weights(piece)[0])) for piece in pieces)]:
+    for name, policy in [("untaught", untaught), *((piece.name, fit_weights(Policy(shape), read_weights(piece)[0])) for piece in pieces)]:
         say(f"{name}, rows", lambda x: policy.trunk[0](policy.prepare(x)))
         say(f"{name}, last layer", lambda x: policy.trunk(policy.prepare(x)))

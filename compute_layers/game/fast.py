@@ -1111,12 +1111,10 @@ def _reckon(gx, gy, walls, places, bearings, lengths, aims, left, links, ways):
 
 @_compiled
 def _within(bound, px, py, heading, goals, n, places, bearings, lengths, aims, left, links, walls, hint):
-    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned? The place by which it may, or -1. `hint`: a place to ask first, or -1."""
+    """May the gold be eaten in `bound` actions from a pose, as turns and steps along the corners are reckoned? The place by which it may, or -1. `hint`: a place to ask first."""
     heading %= 2 * math.pi
-    for turn in range(-1, n):
-        v = hint if turn < 0 else turn
-        if v < 0:
-            continue
+    for k in range(-1, n):
+        v = hint if k < 0 else k
         dx, dy, reach = places[v, 0] - px, places[v, 1] - py, (bound - places[v, 2]) * STEP
         if reach < 0.0 or dx * dx + dy * dy > reach * reach:
             continue
@@ -1146,7 +1144,7 @@ def _shortest(hope, least, known, agent, heading, gx, gy, walls, goals, n, place
     for k in range(HEADINGS):
         cosines[k], sines[k] = math.cos(heading + k * TURN), math.sin(heading + k * TURN)
     for longest in range(least, known + 1):
-        via[0] = _within(longest + hope, agent[0], agent[1], heading, goals, n, places, bearings, lengths, aims, left, links, walls, -1)
+        via[0] = _within(longest + hope, agent[0], agent[1], heading, goals, n, places, bearings, lengths, aims, left, links, walls, 0)
         if via[0] < 0:
             continue
         poses[0, 0], poses[0, 1], turns[0], begun[0] = agent[0], agent[1], 0, 0
