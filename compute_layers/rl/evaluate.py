@@ -78,6 +78,13 @@ def observe(
     return everything if stage.inner else everything[:, [STATE_FIELDS.index(name) for name in GEOMETRY]]
 
 
+def _places(
+    world: World,  # B rooms, in which only agents move and gold is eaten
+) -> np.ndarray:  # (B, 3 + gold)
+    """All of a room that an action can change."""
+    return np.concatenate([world.agent, world.heading[:, None], world.gold_here], 1)
+
+
 def play(
     player: Policy | str | Callable[[np.ndarray], np.ndarray],  # a policy (or another net with `act`, `obs` and `size`, as `rl.brained` has), "random", "oracle", or observations -> actions
     stage: str | Stage = "near",
@@ -90,7 +97,9 @@ def play(
     chunk: int = 500,  # rooms at once
     held_back: bool = False,  # policies: by a reflex, see `rollout.reflex`
 ) -> Played:
-    """Play n rooms once each. Raises `ValueError` for an unknown player, or rooms that training may have used."""
+    """Play n rooms once each. A greedy policy has no memory and no dice, so where it comes back to a place it goes round for ever: such a room is lost, and played no further.
+
+    Raises `ValueError` for an unknown player, or rooms that training may have used."""
     if seed < levels.HELD_OUT_SEED:
         raise ValueError(f"an examination needs a seed of at least {levels.HELD_OUT_SEED}, got {seed}: training may have used these rooms")
     if isinstance(player, str) and player not in ("random", "oracle"):
@@ -102,11 +111,12 @@ def play(
     if hasattr(player, "act"):
         obs, size = player.obs, size or player.size
         dice = torch.Generator(next(player.parameters()).device).manual_seed(action_seed)
+    rounds = greedy and dice is not None and not held_back
     success, taken, best = np.zeros(n, bool), np.full(n, stage.steps), np.zeros(n, np.int64)
     for first in range(0, n, chunk):
         world = stage.rooms(seed, min(chunk, n - first), first)
         best[first : first + len(world)] = _best(stage, seed, first, len(world))
-        playing, last, before, forbidden = np.arange(len(world)), np.full(len(world), -1), None, None
+        playing, last, before, forbidden, place = np.arange(len(world)), np.full(len(world), -1), None, None, _places(world)
         for step in range(stage.steps):
             if player == "random":
                 actions = rng.integers(FORWARD, len(ACTIONS), len(playing))
@@ -122,7 +132,12 @@ def play(
             if held_back:
                 last, before = actions[~won], seen[~won]
             success[first + playing[won]], taken[first + playing[won]] = True, step + 1
-            playing, world = playing[~won], world.take(~won)
+            stays = ~won
+            if rounds:
+                now = _places(world)
+                stays &= (now != place).any(1)
+                place = now if step & (step + 1) == 0 else place  # after 1, 2, 4 … steps, so every circle is met, however long
+            playing, world, place = playing[stays], world.take(stays), place[stays]
             if not len(playing):
                 break
     return Played(success, taken, best)
