@@ -9,11 +9,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from PIL import Image
 
 from .rollout import Outcome
 
 # %% auto #0
-__all__ = ['Elsewhere', 'grid_numbers', 'average_return']
+__all__ = ['Elsewhere', 'grid_numbers', 'average_return', 'film_elsewhere', 'median_episode']
 
 # %% ../../nbs/rl/elsewhere.ipynb #6242cffa
 class Elsewhere:
@@ -80,3 +81,36 @@ def average_return(
         returns += outcome.rewards * running
         running &= ~(outcome.terminated | outcome.truncated)
     return returns
+
+# %% ../../nbs/rl/elsewhere.ipynb #f11d0e02
+def film_elsewhere(
+    policy,  # with `act(observations, greedy)`
+    name: str,
+    episode: int = 0,  # its number in `average_return`
+    seed: int = 1_000_000,  # as there
+    wrappers=(),
+    frames: int = 60,  # at most: of longer episodes every second picture, or third, …
+    width: int = 160,  # pixels
+) -> np.ndarray:  # (F, H, W, 3) uint8, for `evaluate.save_film`
+    """One episode, greedily, as pictures. Raises gymnasium's `DependencyNotInstalled` where what the world is drawn with (pygame) is missing."""
+    env = gymnasium.make(name, render_mode="rgb_array")
+    for wrapper in wrappers:
+        env = wrapper(env)
+    seen, done, pictures = env.reset(seed=seed + episode)[0], False, []
+    while not done:
+        pictures.append(env.render())
+        action = policy.act(np.asarray(seen, np.float32).reshape(1, -1), True)
+        seen, _, terminated, truncated, _ = env.step(int(action[0]))
+        done = terminated or truncated
+    pictures.append(env.render())
+    env.close()
+    kept = pictures[:: -(-len(pictures) // frames)]
+    height = round(width * kept[0].shape[0] / kept[0].shape[1])
+    return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)) for picture in kept])
+
+
+def median_episode(
+    returns: np.ndarray,  # (episodes,) from `average_return`
+) -> int:  # its number
+    """The episode that half of the others beat."""
+    return int(np.argsort(-returns, kind="stable")[len(returns) // 2])
