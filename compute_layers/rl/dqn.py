@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ppo import Learner, TrainingWarning
-from .rollout import Game
+from .policies import Policy
+from .rollout import Game, choose
 import warnings
 
 # %% auto #0
-__all__ = ['DQNConfig', 'td_targets', 'Memory', 'dqn']
+__all__ = ['DQNConfig', 'td_targets', 'Memory', 'dqn', 'EpsilonGreedy']
 
 # %% ../../nbs/rl/dqn.ipynb #648236c0
 @dataclass(frozen=True)
@@ -155,3 +156,33 @@ def dqn(
             learner.more = {"at": memory.at, "filled": memory.filled, "learned": learned, "warned": warned, "dice": rng.bit_generator.state}
             learner.keep(checkpoints, config, checkpoint_every, step + 1 == steps)
             yield row
+
+# %% ../../nbs/rl/dqn.ipynb #d0e0e002
+class EpsilonGreedy(nn.Module):
+    """A net whose logits are values, for an examination: sampled it plays the best action, but for a share by lot."""
+
+    def __init__(
+        self,
+        policy: Policy,  # shared, not copied
+        explore: float = 0.05,  # the share ε
+    ):
+        super().__init__()
+        if not 0 <= explore <= 1:
+            raise ValueError(f"explore is a share, so it must lie in [0, 1], got {explore!r}")
+        self.policy, self.explore, self.obs, self.size = policy, explore, policy.obs, policy.size
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: np.ndarray,  # (B, …)
+        greedy: bool = True,  # the best action always
+        generator: torch.Generator | None = None,  # of the lot
+        forbidden: np.ndarray | None = None,  # (B, actions) bool, see `rollout.reflex`
+    ) -> np.ndarray:  # (B,) int64
+        """What it would do."""
+        best = self.policy.act(observations, True, forbidden=forbidden)
+        if greedy:
+            return best
+        device = self.policy.logits.weight.device
+        lot = torch.rand(len(best), generator=generator, device=device).cpu().numpy() < self.explore
+        return np.where(lot, choose(torch.zeros(len(best), self.policy.logits.out_features, device=device), False, generator, forbidden), best)
