@@ -195,6 +195,10 @@ def as_bytes(
         raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise ValueError(f"float images must have shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
+    if images.numel():
+        low, high = images.amin().item(), images.amax().item()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # so NaN is refused, too
+            raise ValueError(f"float images must lie in [0, 1], got numbers from {low:.3g} to {high:.3g}: divide by what white is, or pass uint8 of shape (B, {size}, {size}, 3)")
     return images.permute(0, 2, 3, 1) * 255
 
 

@@ -277,14 +277,18 @@ def score_summary(
 
 def score_table(
     scores: dict[str, dict[str, Sequence[Played]]],  # {player: {"greedy": one for each seed, "sampled": …}}
+    more: dict[str, dict[str, object]] | None = None,  # further columns: {title: {player: what stands there}}
 ) -> str:
-    """Markdown: success with intervals, and steps over the oracle's."""
-    lines = ["| player | seeds | greedy | sampled | steps over the oracle's |", "|---|---|---|---|---|"]
+    """Markdown: success with intervals, and steps over the oracle's, the mean over seeds."""
+    more, over = more or {}, "its steps over the oracle's"
+    titles = ["player", "seeds", "greedy", over, "sampled", over, *more]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, ways in scores.items():
-        cells = [str(interquartile_mean([p.rate for p in ways[way]])) if ways.get(way) else "" for way in ("greedy", "sampled")]
-        first = next(iter(ways.values()))
-        extra = [p.extra_steps for p in first if np.isfinite(p.extra_steps)]
-        lines.append(f"| {name} | {len(first)} | {cells[0]} | {cells[1]} | {np.mean(extra):.1f} |" if extra else f"| {name} | {len(first)} | {cells[0]} | {cells[1]} | |")
+        cells = [name, max(map(len, ways.values()))]
+        for played in (ways.get(way, ()) for way in ("greedy", "sampled")):
+            extra = [p.extra_steps for p in played if np.isfinite(p.extra_steps)]
+            cells += [interquartile_mean([p.rate for p in played]) if played else "", f"{np.mean(extra):.1f}" if extra else ""]
+        lines.append("| " + " | ".join(map(str, [*cells, *(column.get(name, "") for column in more.values())])) + " |")
     return "\n".join(lines)
 
 
