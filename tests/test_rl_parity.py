@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from compute_layers.rl.dqn import td_targets
+from compute_layers.rl.dqn import q_loss, td_targets
 from compute_layers.rl.grpo import GroupBatch, GRPOConfig, group_advantages, grpo_loss
+from compute_layers.rl.imitation import imitation_loss
 from compute_layers.rl.ppo import Batch, PPOConfig, advantages, ppo_loss
 from compute_layers.rl.preferences import preference_loss
 from compute_layers.rl.reinforce import reinforce_loss
@@ -105,6 +106,42 @@ def test_time_outs_are_bootstrapped_as_stable_baselines3_does():
     assert not torch.allclose(advantages(rewards, values, with_last, done), advantages(rewards, values, cut, done))
 
 
+def test_without_gae_advantages_are_discounted_returns_minus_values():
+    "As `PPOConfig(gae=False)` asks for them, λ = 1: number by number, in plain Python."
+    rng = np.random.default_rng(8)
+    rewards, values, following = rng.normal(size=(3, 9, 3))
+    done = rng.random((9, 3)) < 0.2
+    expected = np.empty((9, 3))
+    for room in range(3):
+        for first in range(9):
+            total, weight = 0.0, 1.0
+            for t in range(first, 9):
+                total, weight = total + weight * rewards[t, room], weight * 0.97
+                if done[t, room] or t == 8:
+                    total += weight * following[t, room]  # what the value says of what comes then; 0 after an end
+                    break
+                following[t, room] = values[t + 1, room]  # within an episode the next value is the next step's
+            expected[first, room] = total - values[first, room]
+    ours = advantages(*(torch.from_numpy(part) for part in (rewards, values, following, done)), 0.97, 1.0)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
+def test_without_clipping_the_surrogate_is_importance_sampling():
+    rng = np.random.default_rng(9)
+    logits, actions, played, gain = rng.normal(size=(40, ACTIONS)), rng.integers(0, ACTIONS, 40), rng.normal(-1.4, 0.5, 40), rng.normal(size=40)
+    total = 0.0
+    for row, action, before, worth in zip(logits.tolist(), actions, played, gain):
+        now = row[action] - math.log(sum(map(math.exp, row)))
+        total -= math.exp(now - before) * worth
+    nothing = torch.zeros(40, dtype=torch.double)
+    batch = Batch(nothing, torch.from_numpy(actions), torch.from_numpy(played), nothing, torch.from_numpy(gain), nothing)
+    config = PPOConfig(clip=0.0, normalise_advantages=False, entropy_weight=0.0)
+    loss, report = ppo_loss(Act(torch.from_numpy(logits), nothing), batch, config)
+    assert float(loss) == pytest.approx(total / 40, abs=1e-5)
+    clipped, _ = ppo_loss(Act(torch.from_numpy(logits), nothing), batch, PPOConfig(clip=0.2, normalise_advantages=False, entropy_weight=0.0))
+    assert abs(float(clipped - loss)) > 0.01, "a batch in which nothing would be clipped compares little"
+
+
 def published_grpo(log_probs, old, reference, returns, lengths, groups, divide, beta, clip):
     "The formulas of TRL's documentation of GRPOTrainer, token by token, in plain Python. loss_type='bnpo'."
     tries, total, count, start = len(returns) // groups, 0.0, 0, 0
@@ -156,6 +193,52 @@ def test_a_guide_is_weighted_by_what_the_policy_would_have_done():
         loss, _ = grpo_loss(Act(logits, nothing), batch, GRPOConfig(guide=guide, entropy_weight=0.0))
         gradients[guide] = float(torch.autograd.grad(loss, logits)[0][0, 0])
     assert gradients["weighted"] == pytest.approx(gradients["naive"] * 0.01, rel=1e-4) and gradients["naive"] < 0
+
+
+def test_a_cloned_guide_is_copied_and_counts_for_nothing_else():
+    "The surrogate over the policy's own actions, plus the cross-entropy of the guide's; its tries make no mean. In plain Python."
+    rng = np.random.default_rng(10)
+    returns, guided = rng.random((4, 5)), np.zeros((4, 5), bool)
+    guided[:3, 0] = True  # one level has no plan
+    gain = np.array([[r - sum(x for x, g in zip(row, led) if not g) / sum(not g for g in led) for r in row] for row, led in zip(returns.tolist(), guided)])
+    ours = group_advantages(torch.from_numpy(returns), counted=torch.from_numpy(~guided))
+    np.testing.assert_allclose(ours.numpy(), gain, atol=1e-5)
+    logits, actions = rng.normal(size=(20, ACTIONS)), rng.integers(0, ACTIONS, 20)
+    own = copied = 0.0
+    old = np.empty(20)
+    for i, (row, action, led) in enumerate(zip(logits.tolist(), actions, guided.flatten())):
+        now = row[action] - math.log(sum(map(math.exp, row)))
+        old[i] = now + rng.normal(0, 0.25)
+        ratio, advantage = math.exp(now - old[i]), gain.flatten()[i]
+        if led:
+            copied -= now
+        else:
+            own -= min(ratio * advantage, max(min(ratio, 1.2), 0.8) * advantage)
+    nothing = torch.zeros(20, dtype=torch.double)
+    batch = GroupBatch(nothing, torch.from_numpy(actions), torch.from_numpy(old), nothing, ours.flatten(), nothing, nothing, torch.from_numpy(guided.flatten()))
+    loss, _ = grpo_loss(Act(torch.from_numpy(logits), nothing), batch, GRPOConfig(guide="clone", clone_weight=0.3, entropy_weight=0.0))
+    assert float(loss) == pytest.approx(own / 17 + 0.3 * copied / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("only_hope", [False, True])
+def test_imitation_is_cross_entropy_number_by_number(balance, only_hope):
+    rng = np.random.default_rng(11)
+    logits, right, often = rng.normal(size=(50, ACTIONS)), rng.integers(0, ACTIONS, 50), np.array([40.0, 5.0, 20.0, 3.0])
+    total = weights = 0.0
+    for row, action in zip(logits.tolist(), right):
+        if only_hope and action == 0:  # staying: there is no plan
+            continue
+        weight = often.sum() / often[action] if balance else 1.0
+        total -= weight * (row[action] - math.log(sum(map(math.exp, row))))
+        weights += weight
+    ours = imitation_loss(torch.from_numpy(logits), torch.from_numpy(right), torch.from_numpy(often) if balance else None, only_hope)
+    assert float(ours) == pytest.approx(total / weights, abs=1e-5)
+
+
+def test_q_loss_is_huber():
+    said, goal = torch.tensor([0.0, 1.0, -3.0]), torch.tensor([0.4, 1.0, 2.0])
+    assert float(q_loss(said, goal)) == pytest.approx((0.5 * 0.4**2 + 0.0 + (5.0 - 0.5)) / 3, abs=1e-5)
 
 
 def test_reinforce_is_the_score_function_of_torch_distributions():

@@ -22,7 +22,7 @@ from .rollout import Game, choose
 import warnings
 
 # %% auto #0
-__all__ = ['DQNConfig', 'td_targets', 'Memory', 'dqn', 'EpsilonGreedy']
+__all__ = ['DQNConfig', 'td_targets', 'q_loss', 'Memory', 'dqn', 'EpsilonGreedy']
 
 # %% ../../nbs/rl/dqn.ipynb #648236c0
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ def td_targets(
     """What Q should have been: r + γ Q_target(s', argmax Q_online(s')), or with the target's own maximum."""
     best = next_target.gather(-1, next_online.argmax(-1, keepdim=True))[:, 0] if double else next_target.max(-1).values
     return rewards + gamma * best * (~terminated).to(rewards.dtype)
+
+
+def q_loss(
+    said: Tensor,  # (B,) Q of what was done
+    goal: Tensor,  # (B,) from `td_targets`
+) -> Tensor:
+    """Squared errors up to 1, their size beyond (Mnih et al. 2015 clip the error to as much)."""
+    return F.smooth_l1_loss(said, goal)
 
 # %% ../../nbs/rl/dqn.ipynb #fbfa6cde
 class Memory:
@@ -133,7 +141,7 @@ def dqn(
             with torch.no_grad():
                 goal = td_targets(rewards, terminated, policy(then).logits, target(then).logits, config.gamma, config.double)
             said = policy(seen).logits.gather(-1, did[:, None])[:, 0]
-            loss = F.smooth_l1_loss(said, goal)
+            loss = q_loss(said, goal)
             learner.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             learner.optimizer.step()

@@ -21,7 +21,7 @@ from .ppo import Learner
 from .rollout import Act, Rooms, sample
 
 # %% auto #0
-__all__ = ['ImitationConfig', 'right_actions', 'imitate']
+__all__ = ['ImitationConfig', 'right_actions', 'imitation_loss', 'imitate']
 
 # %% ../../nbs/rl/imitation.ipynb #60a2f57f
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ def right_actions(
 
     rooms.each(ask)
     return answer
+
+
+def imitation_loss(
+    logits: Tensor,  # (B, actions)
+    right: Tensor,  # (B,) int64: what the oracle does
+    often: Tensor | None = None,  # (actions,) how often each was right so far: then each action counts as much as any other; None: each answer does
+    only_hope: bool = False,  # where the oracle stays, having no plan, nothing is learned
+) -> Tensor:
+    """Cross-entropy with the oracle's actions, the weighted mean over those that count."""
+    return F.cross_entropy(logits, right, None if often is None else (often.sum() / often).to(logits), ignore_index=NOOP if only_hope else -100)
 
 
 def imitate(
@@ -96,8 +106,7 @@ def imitate(
         label = torch.from_numpy(right).to(device)
         logits, values = policy(seen)
         np.add.at(seen_actions, right, 1)
-        weight = torch.from_numpy((seen_actions.sum() / seen_actions)).float().to(device) if config.balance else None
-        loss = F.cross_entropy(logits, label, weight, ignore_index=NOOP if config.only_hope else -100)
+        loss = imitation_loss(logits, label, torch.from_numpy(seen_actions) if config.balance else None, config.only_hope)
         if config.value_weight:
             # the oracle's remaining steps say what the state is worth when played well
             left = oracle.oracle_steps(rooms.world, rooms.stage.steps)
