@@ -181,7 +181,8 @@ def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None, m
     if not entry.fields["metrics"]:
         raise JournalError(f"{entry.path.name}: there is no metrics.json to back a result")
     metrics = metrics or entry.path.parent.parent / entry.fields["metrics"]
-    known = flat_metrics(json.loads(metrics.read_text(encoding="utf8")))
+    found = json.loads(metrics.read_text(encoding="utf8"))
+    known = flat_metrics(found)
     keys = list(known)[:8] if keys is None else keys
     missing = [key for key in keys if key not in known]
     if missing or not keys:
@@ -190,6 +191,15 @@ def _close(entry: Entry, verdict: str, negative: bool, keys: list[str] | None, m
     if negative and "(negative)" not in entry.title:
         entry.body = entry.body.replace(f"# {entry.title}", f"# {entry.title} (negative)", 1)
         entry.title += " (negative)"
+    if (flag := _forgotten(found)) and flag not in entry.body:
+        entry.body = entry.body.replace(f"# {entry.title}", f"# {entry.title}\n\n{flag}", 1)
+
+
+def _forgotten(found: Any) -> str:
+    "The line that an entry must have whose run made a skill fall, from the `fallen` of its metrics; empty when none did."
+    fallen = found.get("fallen") if isinstance(found, dict) else None
+    names = fallen.get("names") if isinstance(fallen, dict) else None
+    return f"🔴 **Fell below its older interval: {', '.join(names)}.**" if names else ""
 
 # %% ../../nbs/lab/journal.ipynb #95e88b26
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -240,11 +250,13 @@ def _result_faults(entry: Entry, result: str) -> list[str]:
     if not named or not path.is_file():
         return [f"has a result that no metrics file backs (metrics: {named!r})"]
     try:
-        known = flat_metrics(json.loads(path.read_text(encoding="utf8")))
+        found = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         return [f"has a metrics file that cannot be read: {error}"]
-    claims = _CLAIM.findall(result)
+    known, claims = flat_metrics(found), _CLAIM.findall(result)
     faults = [] if claims else ["has a result without a single key=value claim"]
+    if (flag := _forgotten(found)) and flag not in entry.body:
+        faults.append(f"does not say what its run forgot: the line {flag!r} is missing")
     for key, shown, percent in claims:
         if key not in known:
             faults.append(f"claims {key}={shown}{percent}, but {named} has no {key}")
@@ -326,14 +338,14 @@ def _index(entries: list[Entry]) -> str:
     "The text of journal/README.md."
     rows = []
     for entry in reversed(entries):
-        cells = [entry.day, f"[{entry.title}]({entry.path.name})", entry.fields.get("prediction"), entry.fields.get("probability"),
+        cells = [entry.day, f"[{entry.title}]({entry.path.name})" + (" 🔴" if "🔴" in entry.body else ""), entry.fields.get("prediction"), entry.fields.get("probability"),
                  entry.fields.get("verdict"), entry.fields.get("result")]
         rows.append("| " + " | ".join(str("" if cell is None else cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     decided = predictions(entries)
     score = f"Brier score of {len(decided)} predictions that were confirmed or refuted: {brier_score(decided):.3f} (0.25 is a coin's).\n\n" \
             f"![what was foretold and what came true]({_PICTURE})\n\n" if decided else ""
     return ("# Journal\n\nExperiments, newest first. The prediction was written before the run; every number is backed by a file in "
-            "[metrics/](metrics/).\nMade by `compute_layers journal index`; the entries are the source.\n\n" + score +
+            "[metrics/](metrics/). 🔴: a skill of the brain fell below its older interval.\nMade by `compute_layers journal index`; the entries are the source.\n\n" + score +
             "| date | entry | prediction | p | verdict | result |\n|---|---|---|---|---|---|\n" + "".join(row + "\n" for row in rows))
 
 

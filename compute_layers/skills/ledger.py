@@ -22,13 +22,13 @@ from ..game import levels
 from ..lab import weights
 from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
-from .lessons import wilson_interval
+from .lessons import Score, wilson_interval
 from .raising import Phrasebook, trim
 from .skill import FAMILIES, SKILLS, Skill, Task
 
 # %% auto #0
-__all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'read_ledger', 'fallen', 'ledger_table',
-           'heat_map', 'weights_by_need']
+__all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
+           'fallen', 'ledger_table', 'heat_map', 'weights_by_need']
 
 # %% ../../nbs/skills/ledger.ipynb #83a795c4
 @dataclass
@@ -141,6 +141,16 @@ def ledger_json(
 ) -> str:
     """A ledger as text for a weights folder."""
     return json.dumps({score.name: asdict(score) for score in scores}, indent=1)
+
+
+def question_ledger(
+    scores: Sequence[Score],  # from `lessons.examine`
+    seed: int = levels.HELD_OUT_SEED,  # of its rooms
+) -> list[SkillScore]:
+    """The first questions, as `lessons.examine` asks them in bare rooms, as lines of a ledger."""
+    today = datetime.date.today().isoformat()
+    none = lambda share: None if math.isnan(share) else share  # noqa: E731
+    return [SkillScore(s.name, SKILLS[s.name].family, s.asked, s.accuracy, s.low, s.high, s.commonest, s.undecidable_asked, none(s.undecidable_accuracy), None, today, seed) for s in scores]
 
 
 def read_ledger(

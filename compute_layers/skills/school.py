@@ -249,17 +249,25 @@ class School:
         return begun.config == self.brain.config and begun.words.to_json() == self.brain.words.to_json()
 
     def examine(self) -> list[SkillScore]:
-        """The ledger of the taught skills on held-out rooms and wordings, kept beside the weights; with `eval_only` beside a copy of them (unless the brain had to grow first), with what their ledger says of the other skills."""
-        self.scores = examine_skills(self.brain, self.skills, n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
+        """The ledger on held-out rooms and wordings, kept beside the weights: of the taught skills, and of all that the brain had before, which teaching may have harmed.
+
+        With `eval_only` beside a copy of the weights (unless the brain had to grow first), with what their ledger says of the other skills.
+        """
+        taught = {skill.name for skill in self.skills}
+        older = [SKILLS[name] for name in self.before if name in SKILLS and name not in taught] if self.steps else []
+        scores = examine_skills(self.brain, [*self.skills, *older], n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
+        self.scores = [score for score in scores if score.name in taught]
         self.history.append(("end", self.scores))
         if self.steps:
-            self._save(files={LEDGER_FILE: ledger_json(self.scores)}, replace=True)
+            self._save(files={LEDGER_FILE: ledger_json(scores)}, replace=True)
         elif self.eval_only and self._is_as_begun():
             ledger = {**self.before, **{score.name: score for score in self.scores}}
             raised = read_description(brains.weights_folder(self.init))["config"].get("raised")  # it was raised as it was
             self._save(files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, raised=raised)
-        taught = {score.name: score for score in self.scores}
-        self.lost = fallen({name: score for name, score in self.before.items() if name in taught}, taught)
+        examined = {score.name: score for score in scores}
+        self.lost = fallen({name: score for name, score in self.before.items() if name in examined}, examined)
+        if older:
+            print(f"{len(older)} skills that were not taught here were examined, too")
         print("🔴 fell below its older interval: " + ", ".join(self.lost) if self.lost else "nothing fell below its older interval")
         return self.scores
 
