@@ -67,12 +67,13 @@ class BrainConfig:
     crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
     feelers: bool = False  # with told and route: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
+    infers_deeply: int = 0  # with infers: and what a network with three hidden layers of this width makes of it
     values: bool = False  # it can say how good a picture is for the agent
 
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("feelers", "told"), ("feelers", "route"), ("infers", "told")):
+        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("feelers", "told"), ("feelers", "route"), ("infers", "told"), ("infers_deeply", "infers")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -635,6 +636,11 @@ class Brain(nn.Module):
             if config.infers:
                 self.infer_in, self.infer_out = nn.Linear(told, config.infers), nn.Linear(config.infers, width, bias=False)
                 nn.init.zeros_(self.infer_out.weight)
+            if wide := config.infers_deeply:
+                self.infer_deeply = nn.Sequential(
+                    nn.Linear(told, wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, width, bias=False)
+                )
+                nn.init.zeros_(self.infer_deeply[-1].weight)  # it says nothing at first
         if config.values:
             self.worth = nn.Linear(width, 1)
 
@@ -837,7 +843,10 @@ class Brain(nn.Module):
         found = self.finds(memory) if found is None else found
         if found is None:
             return None
-        return self.tell(found) + self.infer_out(F.relu(self.infer_in(found)).square()) if self.config.infers else self.tell(found)
+        told = self.tell(found)
+        if self.config.infers:
+            told = told + self.infer_out(F.relu(self.infer_in(found)).square())
+        return told + self.infer_deeply(found) if self.config.infers_deeply else told
 
     def _read(self, words: Tensor, start: int, keys: list, told: Tensor | None, questions: int, mask: Tensor, past: list | None = None) -> Tensor:
         """Hidden states of (B·questions, T) words, the first of which has place `start` relative to the answer."""
@@ -1159,7 +1168,9 @@ def grow(
     if brain.words is not None and not words.begins_with(brain.words):
         raise ValueError("the new vocabulary must begin with the brain's own words, in their order: make it with words.extended(texts)")
     grown = Brain(config, words)
-    turned = ("tell.weight", "infer_in.weight")  # on their sides: it is what they hear that grows
+    turned = ("tell.weight", "infer_in.weight", "infer_deeply.0.weight")  # on their sides: it is what they hear that grows
+    if brain.config.infers_deeply not in (0, config.infers_deeply):
+        raise ValueError(f"infers_deeply can't grow from {brain.config.infers_deeply} to {config.infers_deeply}: what deep layers infer hangs on all of their channels; leave it as it is")
 
     def layout(of: BrainConfig) -> dict[str, tuple[int, list[int]]]:
         """Matrices with rows for each pixel, each thing that the hand does, each stencil: how many, and the pieces of each that may grow."""

@@ -34,7 +34,7 @@ __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'LEFT_OUT', 'EXACT', '
            'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
            'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
            'turns_right', 'teach_route', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
-           'fresh_channels', 'in_any_order', 'ReaderLesson']
+           'fresh_channels', 'unused_layers', 'in_any_order', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -785,7 +785,7 @@ def teach_inference(
     stays: float = 0.3,  # weight of what words were told before: the reader is used to it
     decay: float = 0.0,  # of the weights, times the learning rate a step
     left_out: float = 0.0,  # share of the numbers found that are hidden in a step, from what learns
-    fresh: bool = False,  # only channels that have never inferred anything learn, and the rest of what words are told stays as it is
+    fresh: bool = False,  # only what has never inferred anything learns, deep layers before single channels, and the rest of what words are told stays as it is
     tried: float = 0.04,  # share of each skill's rooms, its last ones, in which nothing is taught
     seed: int = 0,
     progress: bool = True,
@@ -793,7 +793,7 @@ def teach_inference(
     """Teach what every word is told (`brain.told`) to hold the answers, read off by a linear layer for each skill that is thrown away afterwards.
 
     In full precision, also inside a step of `lab.train` (there, autocast would go on using the weights as they first were). Without words, so a step takes milliseconds, and a skill that hangs on an angle of a degree meets a hundred times as many rooms. Changes `tell`,
-    `infer_in` and `infer_out` in place. Raises `ValueError` for a brain without fresh channels, where only they may learn.
+    `infer_in` and `infer_out` in place, or with `fresh` only what is unused of them, or `infer_deeply`. Raises `ValueError` for a brain without fresh channels, where only they may learn.
     """
     device, names = brain.registers.device, list(known)
     odds = torch.tensor([(weights or {}).get(name, 1.0) for name in names])
@@ -805,9 +805,10 @@ def teach_inference(
         tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
         weigh, bias = brain.infer_in.weight * deviation, brain.infer_in.bias + brain.infer_in.weight @ mean
         unused = out.abs().amax(0) == 0  # these have never inferred anything
-        if fresh and not unused.any():
+        deep = copy.deepcopy(brain.infer_deeply).requires_grad_() if fresh and unused_layers(brain) else None
+        if fresh and deep is None and not unused.any():
             raise ValueError(f"all {len(unused)} channels of this brain infer something already: grow it with more of them (config.infers), or let all learn (fresh=False)")
-        learns = unused if fresh else torch.ones_like(unused)
+        learns = torch.zeros_like(unused) if deep is not None else unused if fresh else torch.ones_like(unused)
         new = torch.randn(weigh.shape, generator=generator).to(device) * weigh.shape[1] ** -0.5 / 3
         before = [tell, weigh, bias, out]
         parts = [torch.zeros_like(tell) if fresh else tell.clone(), torch.where(unused[:, None], new, weigh)[learns], torch.where(unused, 0.0, bias)[learns], out[:, learns]]
@@ -816,8 +817,14 @@ def teach_inference(
     some = some / deviation
     was = hears(some, before)
     spread = was.std(0).mean().square()
-    parameters = [part.requires_grad_() for part in parts[int(fresh) :]] + list(heads.values())
-    tells = lambda found, seen: hears(seen, parts) + (hears(found, before) if fresh else 0)  # noqa: E731
+    parameters = (list(deep.parameters()) if deep is not None else [part.requires_grad_() for part in parts[int(fresh) :]]) + list(heads.values())
+
+    def tells(found: Tensor, seen: Tensor) -> Tensor:
+        """What words are told, where those that learn see only a part."""
+        if deep is not None:
+            return hears(found, before) + deep(seen - mean / deviation)
+        return hears(seen, parts) + (hears(found, before) if fresh else 0)
+
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     losses, asked, last = [], dict.fromkeys(names, 0), {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
@@ -846,6 +853,10 @@ def teach_inference(
             tried_in = found[last[name] :] / deviation
             said = says(name, tried_in, tried_in, variant[last[name] :]).argmax(1, keepdim=True)
             rate[name] = right[last[name] :].gather(1, said).float().mean().item()
+        if deep is not None:  # it is given its own mean and deviation again, too
+            deep[0].weight.div_(deviation), deep[0].bias.sub_(deep[0].weight @ mean)
+            brain.infer_deeply.load_state_dict(deep.state_dict())
+            return losses, rate
         if not fresh:
             brain.tell.weight.copy_(parts[0] / deviation)
         brain.infer_in.weight[learns] = parts[1] / deviation
@@ -855,14 +866,21 @@ def teach_inference(
 
 
 # %% ../../nbs/skills/raising.ipynb #d29e5f10
-INFERENCE = ("tell", "infer_in", "infer_out")  # parts of a brain
+INFERENCE = ("tell", "infer_in", "infer_out", "infer_deeply")  # parts of a brain
 READER = ("word_embedding", "word_positions", "reader_blocks", "reader_norm", "next_word", *INFERENCE)
 
 
 def fresh_channels(brain: Brain) -> int:
-    """How many of the channels that it infers with have never inferred anything, beside others that have: those that it has grown."""
+    """How many of the channels that it infers with have never inferred anything, beside others that have: those that it has grown. Those of deep layers, where these are new."""
+    if unused_layers(brain):
+        return brain.config.infers_deeply
     unused = int((brain.infer_out.weight == 0).all(0).sum()) if brain.config.infers else 0
     return unused if unused < brain.config.infers else 0
+
+
+def unused_layers(brain: Brain) -> bool:
+    """Has it deep layers that have never inferred anything?"""
+    return bool(brain.config.infers_deeply and (brain.infer_deeply[-1].weight == 0).all())
 
 
 MOST = 24  # times as many rooms as usual are looked at for a skill that lags most
@@ -994,10 +1012,10 @@ class ReaderLesson:
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
 
     def infer(self, brain: Brain) -> tuple[list[float], dict[str, float]]:
-        """See `teach_inference`: all that lags, before it is put into words. By fresh channels alone, where there are some. For a lesson that has looked."""
+        """See `teach_inference`: all that lags, before it is put into words. By deep layers or fresh channels alone, where there are some. For a lesson that has looked."""
         weights = needs_at(self.needs, 0)
         known = {name: (seen.found, *seen.asked[name]) for name, seen in self.of.items()}
-        alone = dict(decay=1.0, left_out=0.1, fresh=True) if fresh_channels(brain) else {}
+        alone = dict(decay=0.01, fresh=True) if unused_layers(brain) else dict(decay=1.0, left_out=0.1, fresh=True) if fresh_channels(brain) else {}
         return teach_inference(brain, known, weights, self.inferred, seed=self.seed, progress=self.progress, **alone)
 
     def _rows(self, seen: _Seen, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:

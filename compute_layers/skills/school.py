@@ -47,7 +47,7 @@ class Preset:
     route: tuple[int, int] = (32, 7)  # channels and layers of the net that sees where the way turns; a brain with more keeps them
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, feelers=True, infers=1024, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, feelers=True, infers=1024, infers_deeply=256, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2, fitted=16),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200, fitted=1500),
