@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as PILImage
 
 from .game import levels, oracle, physics, picture
 from .game.world import ACTIONS, NOOP, World
@@ -87,7 +88,7 @@ class PanelState:
         self.score = self.moves = 0
         self.drawing = self.reconstruction = self.attention = None
         self.notes: dict[str, str] = {}
-        self.kept: list[World] = []
+        self.kept: list[World | np.ndarray] = []  # rooms as they were, and drawings (S, S, 3) uint8
         self.values: list[float] = []
         self.milliseconds = 0.0
         self.wishes, self.stuck, self._watched = 0, False, None
@@ -143,9 +144,15 @@ class PanelState:
 
     # -- the canvases ---------------------------------------------------------------------------------------------
 
-    def keep(self) -> None:
-        """Keep the present picture as a canvas; of more than three kept ones the oldest goes."""
-        self.kept = [*self.kept, self.world.copy()][-(CANVASES - 1) :]
+    def keep(
+        self,
+        drawing: bool = False,  # what the brain has drawn, instead of the present picture
+    ) -> None:
+        """Keep the present picture, or the drawing, as a canvas; of more than three kept ones the oldest goes."""
+        if drawing and self.drawing is None:
+            self.message = "there is no drawing to keep: let it draw something first"
+            return
+        self.kept = [*self.kept, self.drawing if drawing else self.world.copy()][-(CANVASES - 1) :]
         holds = getattr(self.brain.config, "canvases", 1)
         self.message = f"these weights see {holds} canvas{'es' * (holds > 1)} at a time" if holds < len(self.kept) + 1 else ""
         self.look()
@@ -158,8 +165,14 @@ class PanelState:
     def canvases(self) -> np.ndarray:  # (C, S, S, 3) uint8
         """What the brain is shown now: the kept pictures as far as it can hold them, and the present one last."""
         earlier = max(0, getattr(self.brain.config, "canvases", 1) - 1)
-        worlds = [*(self.kept[-earlier:] if earlier else []), self.world]
-        return np.concatenate([picture.draw(world, self.brain.config.size) for world in worlds])
+        return np.stack([self._as_canvas(kept) for kept in [*(self.kept[-earlier:] if earlier else []), self.world]])
+
+    def _as_canvas(self, kept: World | np.ndarray) -> np.ndarray:  # (S, S, 3) uint8
+        """A room or a drawing as this brain sees it; a drawing of a brain of another size is scaled."""
+        size = self.brain.config.size
+        if not isinstance(kept, np.ndarray):
+            return picture.draw(kept, size)[0]
+        return kept if len(kept) == size else np.asarray(PILImage.fromarray(kept).resize((size, size), PILImage.Resampling.BOX))
 
     # -- the brain ------------------------------------------------------------------------------------------------
 
@@ -322,9 +335,8 @@ class PanelState:
             shown["reconstruction"] = self.reconstruction
         if self.drawing is not None:
             shown["drawing"] = self.drawing
-        worlds = [*self.kept, self.world]
-        for i, world in enumerate(worlds):
-            shown[f"canvas{i}"] = canvases[-1] if world is self.world else picture.draw(world, self.brain.config.size)[0]
+        for i, kept in enumerate([*self.kept, self.world]):
+            shown[f"canvas{i}"] = canvases[-1] if kept is self.world else self._as_canvas(kept)
         return shown
 
     def texts(self) -> dict:
@@ -365,7 +377,7 @@ class PanelState:
             elif do == "use":
                 self.use(wish["weights"])
             elif do == "keep":
-                self.keep()
+                self.keep(bool(wish.get("drawing")))
             elif do == "forget":
                 self.forget()
             elif do == "watch":
@@ -482,7 +494,7 @@ function render({ model, el }) {
     element("div", { className: "thumbs" }, figure("attention", "where it looks"), figure("reconstruction", "what it saw"), figure("drawing", "its drawing"),
       element("figure", {}, part("canvas", "value", { width: 128, height: 128, style: "width:128px;height:128px" }),
         element("figcaption", { textContent: "value over time" }), part("div", "value-note", { className: "note" }))),
-    element("div", { className: "row" }, element("b", { textContent: "canvases" }), button("keep", "keep this picture", { do: "keep" }), button("forget", "forget", { do: "forget" })),
+    element("div", { className: "row" }, element("b", { textContent: "canvases" }), button("keep", "keep this picture", { do: "keep" }), button("keep-drawing", "keep the drawing", { do: "keep", drawing: true }), button("forget", "forget", { do: "forget" })),
     element("div", { className: "thumbs" }, ...[0, 1, 2, 3].map((i) => figure("canvas" + i, ""))));
   const panel = element("div", { className: "mind-panel" }, mainSide, mindSide);
   panel.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to what is inside

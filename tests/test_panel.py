@@ -134,6 +134,14 @@ def test_what_a_raised_brain_can_do():
         state.keep()
         assert len(state.kept) == min(kept, 3) and len(state.canvases()) == 2
     assert "2 canvases" in state.message and state.ask("how many") == "I see 2"
+    state.draw("snow"), state.keep(drawing=True)
+    assert (state.canvases()[0] == 255).all() and (state.pictures()["canvas2"] == 255).all(), "its own drawing is a canvas"
+    state.brain = type("Larger", (Raised,), {"config": type("config", (), {"size": 96, "canvases": 2})})()
+    assert state.canvases().shape == (2, 96, 96, 3), "another brain sees it in its own size"
+    state.brain, state.drawing = Raised(), None
+    state.keep(drawing=True)
+    assert "no drawing" in state.message and len(state.kept) == 3, "nothing is lost for nothing"
+    state.forget(), state.keep(), state.keep(), state.keep()
     assert [name for name in state.pictures() if name.startswith("canvas")] == ["canvas0", "canvas1", "canvas2", "canvas3"]
     state.forget()
     assert state.ask("how many") == "I see 1"
@@ -162,7 +170,7 @@ def test_the_widget_answers_every_wish(tiny):
     pytest.importorskip("anywidget")
     panel = MindPanel(tiny, seed=3)
     wishes = [{"do": "move", "action": "forward"}, {"do": "move"}, {"do": "ask", "text": 3}, {"do": "room", "seed": "x"}, {"do": "play"}, {},
-              {"do": "policy", "policy": "oracle"}, {"do": "play"}, {"do": "keep"}, {"do": "forget"}, {"do": "watch", "on": False}, {"do": "draw", "text": "xyzzy"}]
+              {"do": "policy", "policy": "oracle"}, {"do": "play"}, {"do": "keep"}, {"do": "keep", "drawing": True}, {"do": "forget"}, {"do": "watch", "on": False}, {"do": "draw", "text": "xyzzy"}]
     for i, wish in enumerate(wishes, 1):
         panel.handle(wish)
         shown = panel.widget.state
