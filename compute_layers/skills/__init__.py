@@ -5,6 +5,7 @@
 # %% ../../nbs/skills/index.ipynb #89f5f904
 from __future__ import annotations
 
+import collections
 import textwrap
 
 import numpy as np
@@ -14,6 +15,24 @@ from .skill import FAMILIES, MOVES, SKILLS, Scene, Skill, Task, register
 
 _all_ = ["FAMILIES", "MOVES", "SKILLS", "Scene", "Skill", "Task", "register", "drawings", "inquiries", "moves", "recall"]
 MINIMAL_PAIRS = (*inquiries.MINIMAL_PAIRS, *drawings.MINIMAL_PAIRS, *recall.MINIMAL_PAIRS, *moves.MINIMAL_PAIRS)
+
+
+def held_out_pairs(
+    most: int = 2,  # for each two skills
+) -> list[tuple[str, str, str, str]]:  # (skill, request, other skill or the same, other request)
+    """All that there are among the wordings that are kept from training: requests of a family that differ in one word and want different things. Not chosen by anybody."""
+    pairs, count = [], collections.Counter()
+    for family in FAMILIES:
+        asked = [(skill.name, variant, text) for skill in SKILLS.values() if skill.family == family for variant, texts in enumerate(skill.wordings(True)) for text in texts]
+        for k, (first, of_first, request) in enumerate(asked):
+            words = request.split()
+            for second, of_second, other in asked[k + 1 :]:
+                others = other.split()
+                differ = len(words) == len(others) and sum(a != b for a, b in zip(words, others)) == 1
+                if differ and (first, of_first) != (second, of_second) and count[first, second] < most:
+                    count[first, second] += 1
+                    pairs.append((first, request, second, other))
+    return pairs
 
 
 def skill_sheet(
@@ -45,5 +64,5 @@ def skill_sheet(
     return contact_sheet(pictures, columns, titles, figure=figure)
 
 # %% auto #0
-__all__ = ['MINIMAL_PAIRS', 'skill_sheet', 'FAMILIES', 'MOVES', 'SKILLS', 'Scene', 'Skill', 'Task', 'register', 'drawings',
-           'inquiries', 'moves', 'recall']
+__all__ = ['MINIMAL_PAIRS', 'held_out_pairs', 'skill_sheet', 'FAMILIES', 'MOVES', 'SKILLS', 'Scene', 'Skill', 'Task', 'register',
+           'drawings', 'inquiries', 'moves', 'recall']
