@@ -111,6 +111,7 @@ def test_without_gae_advantages_are_discounted_returns_minus_values():
     rng = np.random.default_rng(8)
     rewards, values, following = rng.normal(size=(3, 9, 3))
     done = rng.random((9, 3)) < 0.2
+    following[:-1] = np.where(done[:-1], following[:-1], values[1:])  # within an episode the next value is the next step's
     expected = np.empty((9, 3))
     for room in range(3):
         for first in range(9):
@@ -120,7 +121,6 @@ def test_without_gae_advantages_are_discounted_returns_minus_values():
                 if done[t, room] or t == 8:
                     total += weight * following[t, room]  # what the value says of what comes then; 0 after an end
                     break
-                following[t, room] = values[t + 1, room]  # within an episode the next value is the next step's
             expected[first, room] = total - values[first, room]
     ours = advantages(*(torch.from_numpy(part) for part in (rewards, values, following, done)), 0.97, 1.0)
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)

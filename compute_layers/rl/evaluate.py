@@ -111,7 +111,7 @@ def play(
     if hasattr(player, "act"):
         obs, size = player.obs, size or player.size
         dice = torch.Generator(next(player.parameters()).device).manual_seed(action_seed)
-    rounds = greedy and dice is not None and not held_back
+    without_memory = greedy and dice is not None and not held_back
     success, taken, best = np.zeros(n, bool), np.full(n, stage.steps), np.zeros(n, np.int64)
     for first in range(0, n, chunk):
         world = stage.rooms(seed, min(chunk, n - first), first)
@@ -133,7 +133,7 @@ def play(
                 last, before = actions[~won], seen[~won]
             success[first + playing[won]], taken[first + playing[won]] = True, step + 1
             stays = ~won
-            if rounds:
+            if without_memory:
                 now = _places(world)
                 stays &= (now != place).any(1)
                 place = now if step & (step + 1) == 0 else place  # after 1, 2, 4 … steps, so every circle is met, however long

@@ -815,7 +815,8 @@ def teach_inference(
     hears = lambda found, of: F.linear(found, of[0]) + F.linear(F.relu(F.linear(found - mean / deviation, *of[1:3])).square(), of[3])  # noqa: E731
     heads = {name: (torch.randn(int(variant.max()) + 1, right.shape[1], len(out), generator=generator) * len(out) ** -0.5).to(device).requires_grad_() for name, (_, variant, right) in known.items()}
     some = some / deviation
-    was = hears(some, before)
+    deeply = (lambda found: brain.infer_deeply(found * deviation).detach()) if brain.config.infers_deeply else (lambda found: 0.0)  # what layers that have learned infer stays as it is
+    was = hears(some, before) + deeply(some)
     spread = was.std(0).mean().square()
     parameters = (list(deep.parameters()) if deep is not None else [part.requires_grad_() for part in parts[int(fresh) :]]) + list(heads.values())
 
@@ -823,7 +824,7 @@ def teach_inference(
         """What words are told, where those that learn see only a part."""
         if deep is not None:
             return hears(found, before) + deep(seen - mean / deviation)
-        return hears(seen, parts) + (hears(found, before) if fresh else 0)
+        return deeply(found) + hears(seen, parts) + (hears(found, before) if fresh else 0)
 
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
