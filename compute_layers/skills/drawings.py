@@ -22,7 +22,7 @@ from compute_layers.game.world import (
     AGENT_RADIUS, BACKWARD, FORWARD, GOLD_RADIUS, REACH, STEP, TURN_LEFT, TURN_RIGHT, WALL, Array, World, array_module, wall_distance,
 )
 from .inquiries import walled
-from .skill import Scene, Skill, Task, register
+from .skill import Judge, Scene, Skill, Task, register
 
 # %% auto #0
 __all__ = ['SIDE_WALLS', 'PATCH_ERROR', 'PIXELS', 'DEGREES', 'DRAWING_SKILLS', 'DOT_WIDTH', 'DRAWN_MOVES', 'CORNERS', 'ZOOM',
@@ -103,13 +103,13 @@ def same_line(
     picture: Tensor,  # (B, S, S, 3) uint8: the right drawing
     threshold: float = 0.8,  # smallest overlap: sum of the smaller coverages over sum of the larger
     tolerance: float = 0.01,  # largest mean absolute error beside the line
-) -> Callable[[np.ndarray], np.ndarray]:  # drawings -> (B,) bool
-    """A judge: is the blue line the right one, and the rest of the room unchanged?
+) -> Judge:
+    """A judge: is the blue line the right one (*overlap*: their intersection over union, by coverage), and the rest of the room unchanged (*kept*)?
 
     With lines of two pixels, a threshold of 0.8 allows about a fifth of a pixel sideways.
     """
 
-    def judge(drawn: np.ndarray) -> np.ndarray:
+    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
         want, got = _fractions(picture), _fractions(drawn)
         line, found = blueness(want), blueness(got)
         overlap = np.minimum(line, found).sum((1, 2)) / np.maximum(np.maximum(line, found).sum((1, 2)), 1e-9)
@@ -117,9 +117,9 @@ def same_line(
         beside = line == 0
         error = np.abs(want - got).mean(-1) * beside
         kept = (error.sum((1, 2)) / np.maximum(beside.sum((1, 2)), 1) <= tolerance) & (worst_patch(error) <= PATCH_ERROR)
-        return ((overlap >= threshold) | none) & kept
+        return {"overlap": np.where(line.sum((1, 2)) == 0, np.nan, overlap), "kept": kept, "right": ((overlap >= threshold) | none) & kept}
 
-    return judge
+    return Judge(parts)
 
 
 def same_change(
@@ -127,22 +127,24 @@ def same_change(
     canvas: Tensor,  # (B, S, S, 3) uint8: what it was drawn from
     threshold: float = 0.8,  # smallest share of the change that must have been made
     tolerance: float = 0.01,  # largest mean absolute error of the whole picture
-) -> Callable[[np.ndarray], np.ndarray]:  # drawings -> (B,) bool
-    """A judge: is the drawing right as a whole, and right where it must differ from the canvas?
+) -> Judge:
+    """A judge: is the drawing right as a whole (*kept*), and right where it must differ from the canvas (*made*: the share of the change)?
 
     Over the pixels that must change by more than a twentieth, the error may be no more than `1 - threshold` of the change.
     A copy of the canvas makes none of it; where nothing must change, the mean error decides alone.
     """
 
-    def judge(drawn: np.ndarray) -> np.ndarray:
+    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
         want, got, old = _fractions(picture), _fractions(drawn), _fractions(canvas)
         change = np.abs(want - old).sum(-1)
         region = change > 0.05
         error = np.abs(want - got)
-        wrong = (error.sum(-1) * region).sum((1, 2)) > (1 - threshold) * (change * region).sum((1, 2))
-        return ~wrong & (error.mean((1, 2, 3)) <= tolerance) & (worst_patch(error.mean(-1)) <= PATCH_ERROR)
+        left, asked = (error.sum(-1) * region).sum((1, 2)), (change * region).sum((1, 2))
+        kept = (error.mean((1, 2, 3)) <= tolerance) & (worst_patch(error.mean(-1)) <= PATCH_ERROR)
+        made = np.where(asked > 0, 1 - left / np.maximum(asked, 1e-9), np.nan)
+        return {"made": made, "kept": kept, "right": (left <= (1 - threshold) * asked) & kept}
 
-    return judge
+    return Judge(parts)
 
 # %% ../../nbs/skills/drawings.ipynb #a5758075
 PIXELS, DEGREES = 1.5, 6.0  # how far off a drawn thing may be
@@ -179,10 +181,10 @@ def reads_where(
     pixels: float = PIXELS,
     degrees: float = DEGREES,
     tolerance: float = 0.01,  # largest mean absolute error between the drawing and what was read from it
-) -> Callable[[np.ndarray], np.ndarray]:  # drawings -> (B,) bool
-    """A judge: is the drawing a readable picture of this room, with `keep` kept, of which `right` holds?"""
+) -> Judge:
+    """A judge: is the drawing a *readable* picture of this room, with `keep` kept (*in place*), of which `right` holds?"""
 
-    def judge(drawn: np.ndarray) -> np.ndarray:
+    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
         true, reading = world.numpy(), _read(drawn)
         found, seen = reading.world.numpy(), np.asarray(reading.agent_seen)
         found = World(
@@ -190,12 +192,12 @@ def reads_where(
         )
         agent, gold = _near(true, found, size, pixels)
         kept = {"agent": agent, "gold": gold, "heading": _turned(true, found, degrees)}
-        good = np.logical_and.reduce([seen, *(kept[name] for name in keep)])
+        in_place = np.logical_and.reduce([seen, *(kept[name] for name in keep)])
         error = np.abs(_fractions(draw(found, size)) - _fractions(drawn)).mean(-1)
         alike = (error.mean((1, 2)) <= tolerance) & (worst_patch(error) <= PATCH_ERROR)
-        return good & alike & right(true, found)
+        return {"readable": seen & alike, "in_place": in_place, "right": in_place & alike & right(true, found)}
 
-    return judge
+    return Judge(parts)
 
 
 def reads_as(
@@ -203,7 +205,7 @@ def reads_as(
     size: int,  # pixels a side
     pixels: float = PIXELS,  # how far off the agent and each piece of gold may be
     degrees: float = DEGREES,  # how far off the heading may be
-) -> Callable[[np.ndarray], np.ndarray]:  # drawings -> (B,) bool
+) -> Judge:
     """A judge: does the drawing show this room, its agent, heading and gold read back?"""
     return reads_where(world, size, lambda true, found: np.ones(len(true), bool), pixels=pixels, degrees=degrees)
 

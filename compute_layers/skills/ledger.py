@@ -24,7 +24,7 @@ from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
 from .lessons import Score, wilson_interval
 from .raising import Phrasebook, trim
-from .skill import FAMILIES, SKILLS, Skill, Task
+from .skill import FAMILIES, SKILLS, Judge, Skill, Task
 
 # %% auto #0
 __all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
@@ -47,6 +47,7 @@ class SkillScore:
     error: float | None  # drawings: mean absolute error, of full brightness
     date: str
     rooms_seed: int
+    parts: dict[str, float] | None = None  # drawings: means of what their judge tells apart, see `skill.Judge`
 
 
 def zero_right(
@@ -106,29 +107,32 @@ def examine_skills(
             return [score for one in progress_bar(each, progress, desc="ledger", unit="skill") for score in one.result()]
     book = Phrasebook(skills, brain.words, held_out)
 
-    def some(skill: Skill, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
-        """Right?, sure?, right without looking?, error: of one batch of rooms."""
+    def some(skill: Skill, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None, dict[str, np.ndarray]]:
+        """Right?, sure?, right without looking?, error, parts of the verdict: of one batch of rooms."""
         task = skill.make(skill.scene(seed, min(batch, n - first), first=first, size=brain.config.size))
         prompts = book.request(skill, task, torch.Generator().manual_seed((seed << 20) + first))
         if skill.answers:
-            right, error = skill.judge_words(task, say(brain, task, prompts)), None
+            right, error, judged = skill.judge_words(task, say(brain, task, prompts)), None, {}
         else:
             drawn = sketch(brain, task, prompts)
-            right, error = skill.judge_drawing(task, drawn), np.abs(drawn.astype(np.float32) - task.picture.numpy()).mean() / 255
-        return right, task.sure.numpy(), zero_right(skill, task), error
+            judged = skill.judge_parts(task, drawn)
+            right, error = judged.pop("right"), np.abs(drawn.astype(np.float32) - task.picture.numpy()).mean() / 255
+        return right, task.sure.numpy(), zero_right(skill, task), error, judged
 
     today = datetime.date.today().isoformat()
     pool = ThreadPoolExecutor(workers) if workers > 1 and device.type != "cpu" else None
     try:
         parts = {skill.name: [pool.submit(some, skill, first) for first in range(0, n, batch)] for skill in skills} if pool else {}
         for skill in progress_bar(skills, progress, desc="ledger", unit="skill"):
-            right, sure, zeros, errors = zip(*([part.result() for part in parts[skill.name]] if pool else [some(skill, first) for first in range(0, n, batch)]))
+            right, sure, zeros, errors, judged = zip(*([part.result() for part in parts[skill.name]] if pool else [some(skill, first) for first in range(0, n, batch)]))
             right, sure, zeros = np.concatenate(right), np.concatenate(sure), np.concatenate(zeros)
             asked, hits = int(sure.sum()), int(right[sure].sum())
+            told = {name: np.concatenate([one[name] for one in judged])[sure].astype(float) for name in judged[0]}
             low, high = wilson_interval(hits, asked)
             scores.append(SkillScore(
                 skill.name, skill.family, asked, hits / max(1, asked), low, high, float(zeros[sure].mean(0).max()) if asked else math.nan,
                 int((~sure).sum()), float(right[~sure].mean()) if (~sure).any() else None, float(np.mean(errors)) if errors[0] is not None else None, today, seed,
+                {name: float(np.nanmean(values)) for name, values in told.items() if np.isfinite(values).any()} or None,
             ))
     finally:
         if pool:
@@ -181,13 +185,13 @@ def ledger_table(
 ) -> str:
     """The ledger as a Markdown table."""
     worse = set(fallen(before, {score.name: score for score in scores})) if before else set()
-    rows = ["| skill | right | 95 % interval | zero | asked | unsure ones | error |" + (" before |" if before else ""), "| --- " * (8 if before else 7) + "|"]
+    rows = ["| skill | right | 95 % interval | zero | asked | unsure ones | error | of it |" + (" before |" if before else ""), "| --- " * (9 if before else 8) + "|"]
     rows[1] = rows[1].rstrip()
     for family in FAMILIES:
         for s in (s for s in scores if s.family == family):
             unsure = "–" if s.unsure_accuracy is None else f"{s.unsure_accuracy:.1%} of {s.unsure_asked}"
             row = f"| {family}: {s.name.replace('_', ' ')} | {s.accuracy:.1%} | {s.low:.1%} – {s.high:.1%} | {s.zero:.1%} | {s.asked} | {unsure} | "
-            row += ("–" if s.error is None else f"{s.error:.4f}") + " |"
+            row += ("–" if s.error is None else f"{s.error:.4f}") + " | " + (", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in s.parts.items()) if s.parts else "–") + " |"
             if before:
                 old = before.get(s.name)
                 row += (" new |" if old is None else f" {'🔴 ' if s.name in worse else ''}{old.accuracy:.1%} |")

@@ -19,7 +19,7 @@ from ..game.world import ACTIONS, Array, World, array_module
 from .questions import expand
 
 # %% auto #0
-__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'SKILLS', 'Scene', 'Task', 'Skill', 'seen_otherwise', 'register']
+__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'SKILLS', 'Scene', 'Judge', 'Task', 'Skill', 'seen_otherwise', 'register']
 
 # %% ../../nbs/skills/skill.ipynb #948eeba8
 MOVES = tuple(f"<{name}>" for name in ACTIONS)  # the action tokens, in the order of the game's actions
@@ -72,6 +72,23 @@ class Scene:
         return torch.as_tensor(array, device=self.device)
 
 # %% ../../nbs/skills/skill.ipynb #d1ba277d
+class Judge:
+    """Judges drawings, and says apart what it looks at: how well the line lies over the right one, whether the agent is in its place, …"""
+
+    def __init__(
+        self,
+        parts: Callable[[np.ndarray], dict[str, np.ndarray]],  # drawings (B, S, S, 3) uint8 -> (B,) bool or shares by name; "right" is the verdict
+    ):
+        self.parts = parts
+
+    def __call__(
+        self,
+        drawn: np.ndarray,  # (B, S, S, 3) uint8
+    ) -> np.ndarray:  # (B,) bool
+        """The verdict alone."""
+        return self.parts(drawn)["right"]
+
+
 @dataclass
 class Task:
     """What goes in and what must come out, for B rooms. Tensors on the scene's device."""
@@ -81,7 +98,7 @@ class Task:
     right: Tensor | None = None  # (B, V) bool: which of the skill's `answers` are right
     picture: Tensor | None = None  # (B, S, S, 3) uint8: a right drawing
     sure: Tensor | None = None  # (B,) bool: False where the picture can't decide it; None: all True
-    judge: Callable[[np.ndarray], np.ndarray] | None = None  # drawings (B, S, S, 3) uint8 -> (B,) bool; None: `skill.judge_drawing`
+    judge: Judge | None = None  # None: by the mean absolute error alone, see `Skill.judge_parts`
     world: World | None = None  # the rooms that the newest canvas shows from the top, for geometry; None when it shows something else
     drawn: World | None = None  # the rooms that a right drawing shows, for judging by reading
     moved: Tensor | None = None  # (B, 6) what `brain.model.move` must be told to draw it, where moving one thing does most of it
@@ -153,16 +170,24 @@ class Skill:
         values = [{tidy(s) for s in sentences} for sentences in self.answers]
         return np.array([any(right[i, v] and tidy(s) in values[v] for v in range(len(values))) for i, s in enumerate(said)])
 
+    def judge_parts(
+        self,
+        task: Task,
+        drawn: np.ndarray,  # (B, S, S, 3) uint8
+    ) -> dict[str, np.ndarray]:  # (B,) each: "right", and what the task's judge tells apart
+        """Is each drawing right? By the task's own judge, or by its mean absolute error."""
+        if task.judge is not None:
+            return task.judge.parts(drawn)
+        difference = np.abs(drawn.astype(np.float32) - task.picture.cpu().numpy()) / 255
+        return {"right": difference.mean((1, 2, 3)) <= self.tolerance}
+
     def judge_drawing(
         self,
         task: Task,
         drawn: np.ndarray,  # (B, S, S, 3) uint8
     ) -> np.ndarray:  # (B,) bool
-        """Is each drawing right? By the task's own judge, or by its mean absolute error."""
-        if task.judge is not None:
-            return np.asarray(task.judge(drawn))
-        difference = np.abs(drawn.astype(np.float32) - task.picture.cpu().numpy()) / 255
-        return difference.mean((1, 2, 3)) <= self.tolerance
+        """Is each drawing right?"""
+        return self.judge_parts(task, drawn)["right"]
 
 # %% ../../nbs/skills/skill.ipynb #65ae7cc3
 def seen_otherwise(
