@@ -18,17 +18,18 @@ import numpy as np
 import torch
 
 from ..brain.model import Brain
-from ..game import levels
+from ..game import levels, oracle
+from ..game.picture import draw
 from ..lab import weights
 from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
 from .lessons import Score, wilson_interval
-from .raising import Phrasebook, trim
+from .raising import DISCOUNT, Phrasebook, trim
 from .skill import FAMILIES, SKILLS, Judge, Skill, Task
 
 # %% auto #0
 __all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
-           'fallen', 'ledger_table', 'heat_map', 'weights_by_need']
+           'fallen', 'ledger_table', 'heat_map', 'weights_by_need', 'examine_value', 'value_table']
 
 # %% ../../nbs/skills/ledger.ipynb #83a795c4
 @dataclass
@@ -229,3 +230,37 @@ def weights_by_need(
 ) -> dict[str, float]:  # {skill: weight}
     """How often each skill should be asked next: by what it lacks, and never quite rarely."""
     return {s.name: 1 - s.accuracy + floor for s in scores}
+
+# %% ../../nbs/skills/ledger.ipynb #666aa75b
+def examine_value(
+    brain: Brain,  # with a value head
+    n: int = 2000,  # held-out rooms of each kind
+    seed: int = levels.HELD_OUT_SEED + 11,
+) -> dict[str, dict[str, float]]:  # by kind of rooms, "bare" and "walls"
+    """How good the value head is: `correlation` with the true value, `preferred` (share of pairs of rooms of different value where the better one is preferred), `error` (root mean square), and `zero`, the error of one number for all rooms.
+
+    The true value is `DISCOUNT` to the length of the oracle's plan, 0 where there is none. Raises `ValueError` for a brain without this head.
+    """
+    found = {}
+    for kind, rooms in (("bare", levels.bare), ("walls", levels.walls)):
+        world = rooms(seed, n)
+        steps = oracle.oracle_steps(world)
+        true = np.where(steps < 0, 0.0, DISCOUNT ** steps.astype(float))
+        felt = np.asarray(brain.value(draw(world, brain.config.size)), dtype=float)
+        better, differs = true - np.roll(true, 1), true != np.roll(true, 1)
+        alike = felt.std() == 0 or true.std() == 0
+        found[kind] = {
+            "correlation": 0.0 if alike else float(np.corrcoef(true, felt)[0, 1]),
+            "preferred": float(((felt - np.roll(felt, 1)) * better > 0)[differs].mean()),
+            "error": float(np.sqrt(((felt - true) ** 2).mean())),
+            "zero": float(true.std()),
+        }
+    return found
+
+
+def value_table(
+    found: dict[str, dict[str, float]],  # from `examine_value`
+) -> str:
+    """The same as a Markdown table."""
+    rows = ["| rooms | correlation | the better one of two is preferred | error | error of one number for all |", "|---|---|---|---|---|"]
+    return "\n".join(rows + [f"| {kind} | {one['correlation']:.3f} | {one['preferred']:.1%} | {one['error']:.3f} | {one['zero']:.3f} |" for kind, one in found.items()])
