@@ -29,7 +29,7 @@ from .skill import FAMILIES, SKILLS, Judge, Skill, Task
 
 # %% auto #0
 __all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
-           'fallen', 'ledger_table', 'heat_map', 'weights_by_need', 'examine_value', 'value_table']
+           'ledger_of_metrics', 'fallen', 'ledger_table', 'heat_map', 'weights_by_need', 'examine_value', 'value_table']
 
 # %% ../../nbs/skills/ledger.ipynb #83a795c4
 @dataclass
@@ -169,6 +169,19 @@ def read_ledger(
         return {name: SkillScore(**row) for name, row in json.loads(path.read_text(encoding="utf8")).items()}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a skill ledger: {error}") from error
+
+
+def ledger_of_metrics(
+    path: Path | str,  # metrics.json of a run of `School`, or what the journal kept of it
+) -> list[SkillScore]:
+    """The last examination of a run, from its metrics: scores, intervals and zeros; how many were asked is not kept there. Raises `ValueError` for metrics of another kind of run."""
+    kept = json.loads(Path(path).read_text(encoding="utf8"))
+    if not {"accuracy", "interval", "zero"} <= set(kept):
+        raise ValueError(f"{path}: no examination of skills: it has {', '.join(sorted(kept))}, and needs accuracy, interval and zero")
+    return [
+        SkillScore(name, SKILLS[name].family, 0, share, *kept["interval"][name], kept["zero"][name], 0, None, kept.get("error", {}).get(name), "", 0)
+        for name, share in kept["accuracy"].items() if name in SKILLS
+    ]
 
 
 def fallen(
