@@ -27,7 +27,7 @@ Lesson = Callable[[Brain, int], tuple[Tensor, dict]]  # as `lab.train` takes the
 
 # %% auto #0
 __all__ = ['Lesson', 'FamilyLesson', 'MixedLesson', 'LowRank', 'add_adapters', 'merge_adapters', 'fisher', 'ElasticPenalty',
-           'HeldLesson', 'PairScore', 'examine_pairs', 'pairs_table']
+           'HeldLesson', 'PairScore', 'ask_one', 'examine_pairs', 'fits', 'pairs_table']
 
 # %% ../../nbs/skills/retention.ipynb #72da40bd
 @dataclass
@@ -281,11 +281,18 @@ def _rows_of(task: Task, rows: Tensor) -> Task:
     return Task(task.canvases[rows], task.variant[rows], pick(task.right), pick(task.picture), task.sure[rows])
 
 
-def _ask_one(
-    brain: Brain, skill: Skill, prompt: str, n: int, seed: int, batch: int, most: int
-) -> tuple[np.ndarray, list[np.ndarray]]:  # (N,) bool, and for each room which of the answers (or the copy) are right
-    """One request in up to n rooms that want it and whose pictures decide it."""
-    variant = _variant_of(skill, prompt)
+def ask_one(
+    brain: Brain,
+    skill: Skill,
+    prompt: str,
+    n: int,  # rooms
+    seed: int,
+    batch: int,  # rooms made at a time
+    most: int,  # look through at most this many times n rooms
+    variant: int | None = None,  # which of the skill's requests it is; None: looked up among its wordings
+) -> tuple[np.ndarray, np.ndarray]:  # (N,) bool, and (N, V) for each room which of the answers (or the copy) are right
+    """One request in up to n rooms that want it and whose pictures decide it. Raises `ValueError` where no room does."""
+    variant = _variant_of(skill, prompt) if variant is None else variant
     right, trivial, found = [], [], 0
     for first in range(0, most * n, batch):
         task = skill.make(skill.scene(seed, batch, first=first, size=brain.config.size))
@@ -345,11 +352,11 @@ def examine_pairs(
         sides = ((skills[name_a], prompt_a), (skills[name_b], prompt_b))
         if not all(set(tidy(text).split()) <= known for skill, prompt in sides for text in (prompt, *(a for v in skill.answers for a in v))):
             continue
-        if not all(_fits(brain, skill, seed) for skill, _ in sides):
+        if not all(fits(brain, skill, seed) for skill, _ in sides):
             continue
         for skill, prompt in sides:
             if (skill.name, prompt) not in done:
-                done[skill.name, prompt] = _ask_one(brain, skill, prompt, n, seed, batch or n, most)
+                done[skill.name, prompt] = ask_one(brain, skill, prompt, n, seed, batch or n, most)
         (right_a, zero_a), (right_b, zero_b) = (done[skill.name, prompt] for skill, prompt in sides)
         one, other = _constant(sides[0][0], zero_a), _constant(sides[1][0], zero_b)
         trivial = max((min(share, other.get(said, 0.0)) for said, share in one.items()), default=0.0)
@@ -361,7 +368,7 @@ def examine_pairs(
     return scores
 
 
-def _fits(brain: Brain, skill: Skill, seed: int) -> bool:
+def fits(brain: Brain, skill: Skill, seed: int) -> bool:
     """Has the brain the canvases, and for drawings the gate, that a skill needs?"""
     canvases = skill.make(skill.scene(seed, 2, size=brain.config.size)).canvases.shape[1]
     return canvases <= brain.config.canvases and (bool(skill.answers) or brain.config.edits)
