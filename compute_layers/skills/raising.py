@@ -801,6 +801,9 @@ def teach_inference(
     some = torch.cat([found[:500] for found, _, _ in known.values()])
     mean, deviation = some.mean(0), some.std(0).clamp(min=0.05)  # what is found has a deviation of one here, and is given its own again in the end; what is seldom found counts no more for that
     generator = torch.Generator().manual_seed(seed)
+    apart = {id(found): found for found, _, _ in known.values()}  # many skills ask about the same rooms
+    every, first = torch.cat(list(apart.values())), dict(zip(apart, np.cumsum([0, *map(len, apart.values())]).tolist()))
+    begins, counts = (torch.tensor(part) for part in zip(*((first[id(found)], len(found)) for found, _, _ in known.values())))  # where the rooms of each skill lie there
     with torch.no_grad():
         tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
         weigh, bias = brain.infer_in.weight * deviation, brain.infer_in.bias + brain.infer_in.weight @ mean
@@ -816,8 +819,9 @@ def teach_inference(
     heads = {name: (torch.randn(int(variant.max()) + 1, right.shape[1], len(out), generator=generator) * len(out) ** -0.5).to(device).requires_grad_() for name, (_, variant, right) in known.items()}
     some = some / deviation
     deeply = (lambda found: brain.infer_deeply(found * deviation).detach()) if brain.config.infers_deeply else (lambda found: 0.0)  # what layers that have learned infer stays as it is
-    was = hears(some, before) + deeply(some)
-    spread = was.std(0).mean().square()
+    had = lambda found: hears(found, before) + deeply(found)  # noqa: E731
+    with torch.no_grad():
+        spread = had(some).std(0).mean().square()
     parameters = (list(deep.parameters()) if deep is not None else [part.requires_grad_() for part in parts[int(fresh) :]]) + list(heads.values())
 
     def tells(found: Tensor, seen: Tensor) -> Tensor:
@@ -840,8 +844,9 @@ def teach_inference(
         seen = mean / deviation + (found - mean / deviation) * shown / (1 - left_out)
         guess = says(name, found, seen, variant[rows]).log_softmax(-1)
         wrong = -(right / right.sum(1, keepdim=True).clamp(min=1) * guess).sum(1).mean()
-        kept = torch.randint(len(some), (rooms,), generator=generator).to(device)  # of all skills alike
-        loss = wrong + stays * (tells(some[kept], some[kept]) - was[kept]).square().mean() / spread
+        of = torch.randint(len(names), (rooms,), generator=generator)  # of all skills alike, and any of their rooms: deep layers would learn a few hundred by heart
+        kept = every[(begins[of] + (torch.rand(rooms, generator=generator) * counts[of]).long()).to(device)] / deviation
+        loss = wrong + stays * (tells(kept, kept) - had(kept)).square().mean() / spread
         optimizer.zero_grad(), loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step(), schedule.step()
