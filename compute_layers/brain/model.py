@@ -22,9 +22,9 @@ from ..game.world import ACTIONS, AGENT_RADIUS, GOLD_COLOUR, GOLD_RADIUS, LINE_C
 # %% auto #0
 __all__ = ['SIZES', 'TOOLS', 'PEN_POINTS', 'HAND', 'RUBBER', 'TRAIL', 'FOVEA', 'STENCILS', 'LOCATED', 'PATCH_GEOMETRY',
            'PATCH_SCENERY', 'SCENERY', 'POSE_GEOMETRY', 'WAVES', 'CHANGE', 'GLANCED', 'BENDS', 'TURNS', 'FEELERS',
-           'FELT', 'BrainConfig', 'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'cut_patches',
-           'stencils', 'move', 'pen', 'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled', 'changes',
-           'blue_ink', 'gold_ink', 'closer', 'Glance', 'Route', 'feel', 'Brain', 'grow']
+           'FELT', 'BrainConfig', 'brain_config', 'Attention', 'Block', 'grid_positions', 'as_bytes', 'with_canvas',
+           'cut_patches', 'stencils', 'move', 'pen', 'read_landmarks', 'read_scenery', 'gather_ink', 'waves', 'doubled',
+           'changes', 'blue_ink', 'gold_ink', 'closer', 'Glance', 'Route', 'feel', 'Brain', 'grow']
 
 # %% ../../nbs/brain/model.ipynb #ab29189a
 @dataclass(frozen=True)
@@ -201,6 +201,15 @@ def as_bytes(
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # so NaN is refused, too
             raise ValueError(f"float images must lie in [0, 1], got numbers from {low:.3g} to {high:.3g}: divide by what white is, or pass uint8 of shape (B, {size}, {size}, 3)")
     return images.permute(0, 2, 3, 1) * 255
+
+
+def with_canvas(
+    canvases: Tensor,  # (B, C, S, S, 3) uint8, or (B, C, 3, S, S) floats
+) -> Tensor:  # the same, or where there is none (C = 0) an empty white canvas for each
+    """Eyes are always open: who is shown nothing sees an empty canvas."""
+    if canvases.dim() != 5 or canvases.shape[1]:
+        return canvases
+    return canvases.new_full((len(canvases), 1, *canvases.shape[2:]), 255 if canvases.dtype == torch.uint8 else 1)
 
 
 def cut_patches(
@@ -648,10 +657,10 @@ class Brain(nn.Module):
 
     def see(
         self,
-        images: Tensor,  # uint8 (B, S, S, 3), or floats (B, 3, S, S) in [0, 1]; with canvases (B, C, …), the newest last
+        images: Tensor,  # uint8 (B, S, S, 3), or floats (B, 3, S, S) in [0, 1]; with canvases (B, C, …), the newest last; C = 0: an empty white one
     ) -> Tensor:  # (B, C (grid² + registers), width): the patches of all canvases, oldest first, then their registers; with a glance, C rows of numbers between
         """Look at pictures once: the memory that questions are asked of. Raises `ValueError` for too many canvases."""
-        device, images = self.registers.device, torch.as_tensor(images)
+        device, images = self.registers.device, with_canvas(torch.as_tensor(images))
         count = images.shape[1] if images.dim() == 5 else 1
         if not 1 <= count <= self.config.canvases:
             raise ValueError(f"this brain holds {self.config.canvases} canvas(es) in mind, got {count}")
@@ -1086,7 +1095,7 @@ class Brain(nn.Module):
         """(memory, prompt tokens, pictures) for `batch` pictures at a time."""
         prompts = self._questions(images, prompts)
         for i in range(0, len(prompts), batch):
-            seen = torch.as_tensor(images[i : i + batch])
+            seen = with_canvas(torch.as_tensor(images[i : i + batch]))
             asked = self.words.prompts(prompts[i : i + batch], device=self.registers.device, unknown="skip")
             yield self.see(seen), asked, seen
 

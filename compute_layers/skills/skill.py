@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..brain.model import with_canvas
 from ..brain.words import Words, tidy
 from ..game import levels
 from ..game.picture import draw
@@ -93,7 +94,7 @@ class Judge:
 class Task:
     """What goes in and what must come out, for B rooms. Tensors on the scene's device."""
 
-    canvases: Tensor  # (B, C, S, S, 3) uint8, C from 1 to 4, the newest last
+    canvases: Tensor  # (B, C, S, S, 3) uint8, C from 0 to 4, the newest last; where there is none, an empty white one takes its place
     variant: Tensor | None = None  # (B,) int64: which of the skill's requests each room gets; None: the first
     right: Tensor | None = None  # (B, V) bool: which of the skill's `answers` are right
     picture: Tensor | None = None  # (B, S, S, 3) uint8: a right drawing
@@ -105,6 +106,7 @@ class Task:
     pen: Tensor | None = None  # (B, 2 PEN_POINTS) what `brain.model.pen` must be told, where a line does; in room sides
 
     def __post_init__(self):
+        self.canvases = with_canvas(self.canvases)
         rows = len(self.canvases)
         if self.variant is None:
             self.variant = torch.zeros(rows, dtype=torch.long, device=self.canvases.device)
