@@ -303,7 +303,7 @@ def plot_curves(
 
     against = [("frames", 1e6, "million frames"), ("seconds", 1, "CPU seconds"), ("wall", 1, "seconds of the clock")]
     against = [one for one in against if any(one[0] in row for seeds in curves.values() for rows in seeds for row in rows[:1])]
-    figure = figure or plt.figure(figsize=(10, 3.2))
+    figure = figure or plt.figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
     for number, (name, seeds) in enumerate(curves.items()):
         for k, rows in enumerate(seeds):
@@ -317,10 +317,10 @@ def plot_curves(
                 if across not in rows[0]:
                     continue
                 axis.plot([row[across] / unit for row in rows][width - 1 :], values, color=f"C{number}", alpha=0.7, lw=1, label=name if k == 0 else None)
-    axes[0].set_ylabel(key), axes[0].legend(fontsize=7)
+    axes[0].set_ylabel(key)
     for axis, (_, _, label) in zip(axes, against):
         axis.set_xlabel(label), axis.grid(alpha=0.3)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, max(1, len(curves))), fontsize=7)  # names may be long
     return figure
 
 # %% ../../nbs/rl/evaluate.ipynb #2ac26d22
