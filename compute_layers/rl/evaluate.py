@@ -303,7 +303,8 @@ def plot_curves(
 
     against = [("frames", 1e6, "million frames"), ("seconds", 1, "CPU seconds"), ("wall", 1, "seconds of the clock")]
     against = [one for one in against if any(one[0] in row for seeds in curves.values() for rows in seeds for row in rows[:1])]
-    figure = figure or plt.figure(figsize=(10, 3.4), layout="constrained")
+    figure = figure or plt.figure(figsize=(10, 3.4))
+    figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
     for number, (name, seeds) in enumerate(curves.items()):
         for k, rows in enumerate(seeds):

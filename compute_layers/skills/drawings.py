@@ -109,7 +109,7 @@ def same_line(
     With lines of two pixels, a threshold of 0.8 allows about a fifth of a pixel sideways.
     """
 
-    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
+    def judge(drawn: np.ndarray) -> dict[str, np.ndarray]:
         want, got = _fractions(picture), _fractions(drawn)
         line, found = blueness(want), blueness(got)
         overlap = np.minimum(line, found).sum((1, 2)) / np.maximum(np.maximum(line, found).sum((1, 2)), 1e-9)
@@ -119,7 +119,7 @@ def same_line(
         kept = (error.sum((1, 2)) / np.maximum(beside.sum((1, 2)), 1) <= tolerance) & (worst_patch(error) <= PATCH_ERROR)
         return {"overlap": np.where(line.sum((1, 2)) == 0, np.nan, overlap), "kept": kept, "right": ((overlap >= threshold) | none) & kept}
 
-    return Judge(parts)
+    return judge
 
 
 def same_change(
@@ -134,7 +134,7 @@ def same_change(
     A copy of the canvas makes none of it; where nothing must change, the mean error decides alone.
     """
 
-    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
+    def judge(drawn: np.ndarray) -> dict[str, np.ndarray]:
         want, got, old = _fractions(picture), _fractions(drawn), _fractions(canvas)
         change = np.abs(want - old).sum(-1)
         region = change > 0.05
@@ -144,7 +144,7 @@ def same_change(
         made = np.where(asked > 0, 1 - left / np.maximum(asked, 1e-9), np.nan)
         return {"made": made, "kept": kept, "right": (left <= (1 - threshold) * asked) & kept}
 
-    return Judge(parts)
+    return judge
 
 # %% ../../nbs/skills/drawings.ipynb #a5758075
 PIXELS, DEGREES = 1.5, 6.0  # how far off a drawn thing may be
@@ -176,15 +176,15 @@ def _turned(world: World, found: World, degrees: float) -> np.ndarray:
 def reads_where(
     world: World,  # B rooms: what must be kept, and the walls
     size: int,  # pixels a side
-    right: Callable[[World, World], np.ndarray],  # (world, what was read), both NumPy -> (B,) bool
+    right: Callable[[World, World], np.ndarray] | None,  # (world, what was read), both NumPy -> (B,) bool; None: nothing has to have changed
     keep: tuple[str, ...] = ("agent", "gold", "heading"),  # what must be where `world` has it
     pixels: float = PIXELS,
     degrees: float = DEGREES,
     tolerance: float = 0.01,  # largest mean absolute error between the drawing and what was read from it
 ) -> Judge:
-    """A judge: is the drawing a *readable* picture of this room, with `keep` kept (*in place*), of which `right` holds?"""
+    """A judge: is the drawing a *readable* picture of this room, with each of `keep` in its place (*agent*, *gold*, *heading*), of which `right` holds (*moved*)?"""
 
-    def parts(drawn: np.ndarray) -> dict[str, np.ndarray]:
+    def judge(drawn: np.ndarray) -> dict[str, np.ndarray]:
         true, reading = world.numpy(), _read(drawn)
         found, seen = reading.world.numpy(), np.asarray(reading.agent_seen)
         found = World(
@@ -192,12 +192,13 @@ def reads_where(
         )
         agent, gold = _near(true, found, size, pixels)
         kept = {"agent": agent, "gold": gold, "heading": _turned(true, found, degrees)}
-        in_place = np.logical_and.reduce([seen, *(kept[name] for name in keep)])
+        kept = {name: seen & kept[name] for name in keep}
         error = np.abs(_fractions(draw(found, size)) - _fractions(drawn)).mean(-1)
         alike = (error.mean((1, 2)) <= tolerance) & (worst_patch(error) <= PATCH_ERROR)
-        return {"readable": seen & alike, "in_place": in_place, "right": in_place & alike & right(true, found)}
+        moved = {} if right is None else {"moved": seen & right(true, found)}
+        return {"readable": seen & alike, **kept, **moved, "right": np.logical_and.reduce([seen, alike, *kept.values(), *moved.values()])}
 
-    return Judge(parts)
+    return judge
 
 
 def reads_as(
@@ -207,7 +208,7 @@ def reads_as(
     degrees: float = DEGREES,  # how far off the heading may be
 ) -> Judge:
     """A judge: does the drawing show this room, its agent, heading and gold read back?"""
-    return reads_where(world, size, lambda true, found: np.ones(len(true), bool), pixels=pixels, degrees=degrees)
+    return reads_where(world, size, None, pixels=pixels, degrees=degrees)
 
 # %% ../../nbs/skills/drawings.ipynb #1fd02666
 def requests(

@@ -25,7 +25,7 @@ from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
 from .lessons import Score, wilson_interval
 from .raising import DISCOUNT, Phrasebook, trim
-from .skill import FAMILIES, SKILLS, Judge, Skill, Task
+from .skill import FAMILIES, SKILLS, Skill, Task
 
 # %% auto #0
 __all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
@@ -250,21 +250,20 @@ def examine_value(
     n: int = 2000,  # held-out rooms of each kind
     seed: int = levels.HELD_OUT_SEED + 11,
 ) -> dict[str, dict[str, float]]:  # by kind of rooms, "bare" and "walls"
-    """How good the value head is: `correlation` with the true value, `preferred` (share of pairs of rooms of different value where the better one is preferred), `error` (root mean square), and `zero`, the error of one number for all rooms.
+    """How good the value head is, in rooms with one piece of gold: `correlation` with the true value, `preferred` (share of pairs of rooms of different value where the better one is preferred), `error` (root mean square), and `zero`, the error of one number for all rooms.
 
     The true value is `DISCOUNT` to the length of the oracle's plan, 0 where there is none. Raises `ValueError` for a brain without this head.
     """
     found = {}
-    for kind, rooms in (("bare", levels.bare), ("walls", levels.walls)):
-        world = rooms(seed, n)
+    for kind, world in (("bare", levels.bare(seed, n)), ("walls", levels.walls(seed, n, max_gold=1))):
         steps = oracle.oracle_steps(world)
         true = np.where(steps < 0, 0.0, DISCOUNT ** steps.astype(float))
         felt = np.asarray(brain.value(draw(world, brain.config.size)), dtype=float)
         better, differs = true - np.roll(true, 1), true != np.roll(true, 1)
-        alike = felt.std() == 0 or true.std() == 0
+        alike = np.ptp(felt) == 0 or np.ptp(true) == 0
         found[kind] = {
             "correlation": 0.0 if alike else float(np.corrcoef(true, felt)[0, 1]),
-            "preferred": float(((felt - np.roll(felt, 1)) * better > 0)[differs].mean()),
+            "preferred": float(np.where(felt == np.roll(felt, 1), 0.5, (felt - np.roll(felt, 1)) * better > 0)[differs].mean()),
             "error": float(np.sqrt(((felt - true) ** 2).mean())),
             "zero": float(true.std()),
         }

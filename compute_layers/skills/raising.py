@@ -803,7 +803,8 @@ def teach_inference(
     generator = torch.Generator().manual_seed(seed)
     apart = {id(found): found for found, _, _ in known.values()}  # many skills ask about the same rooms
     every, first = torch.cat(list(apart.values())), dict(zip(apart, np.cumsum([0, *map(len, apart.values())]).tolist()))
-    begins, counts = (torch.tensor(part) for part in zip(*((first[id(found)], len(found)) for found, _, _ in known.values())))  # where the rooms of each skill lie there
+    last = {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
+    begins, counts = (torch.tensor(part) for part in zip(*((first[id(known[name][0])], last[name]) for name in names)))  # where the rooms of each skill lie there
     with torch.no_grad():
         tell, out = brain.tell.weight * deviation, brain.infer_out.weight.clone()
         weigh, bias = brain.infer_in.weight * deviation, brain.infer_in.bias + brain.infer_in.weight @ mean
@@ -832,7 +833,7 @@ def teach_inference(
 
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    losses, asked, last = [], dict.fromkeys(names, 0), {name: round((1 - tried) * len(found)) for name, (found, _, _) in known.items()}
+    losses, asked = [], dict.fromkeys(names, 0)
     says = lambda name, found, seen, variant: torch.einsum("nvw,nw->nv", heads[name][variant], tells(found, seen))  # noqa: E731
     for _ in progress_bar(range(steps), progress, desc="inferring", unit="step"):
         name = names[int(torch.multinomial(odds, 1, generator=generator))]

@@ -97,8 +97,9 @@ def start_brain(
     if size and size != brain.config.size:
         raise ValueError(f"size is {size}, but the weights {init!r} see pictures of {brain.config.size}; leave size at 0, or start with init=none")
     words = brain.words.extended(all_texts())
-    larger = {**asdict(brain.config), **{name: max(value, getattr(brain.config, name)) for name, value in shape.items()}}
     old = brain.config
+    kept = () if prepare else ("infers", "infers_deeply")  # what says nothing before it is taught
+    larger = {**asdict(old), **{name: max(value, getattr(old, name)) for name, value in shape.items() if name not in kept}}
     if len(words) > len(brain.words) or larger != asdict(brain.config):
         brain = grow(brain, BrainConfig(**larger), words)
         print(f"grown to {sum(p.numel() for p in brain.parameters()):,} parameters and {len(words)} words")
@@ -279,6 +280,7 @@ class School:
             "zero": {s.name: round(s.zero, 5) for s in self.scores},
             "interval": {s.name: [round(s.low, 5), round(s.high, 5)] for s in self.scores},
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
+            "parts": {s.name: {part: round(share, 5) for part, share in s.parts.items()} for s in self.scores if s.parts},
             "fallen": {"count": len(self.lost), "names": self.lost},
             "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,

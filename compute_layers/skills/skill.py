@@ -20,7 +20,7 @@ from ..game.world import ACTIONS, Array, World, array_module
 from .questions import expand
 
 # %% auto #0
-__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'SKILLS', 'Scene', 'Judge', 'Task', 'Skill', 'seen_otherwise', 'register']
+__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'Judge', 'SKILLS', 'Scene', 'Task', 'Skill', 'seen_otherwise', 'register']
 
 # %% ../../nbs/skills/skill.ipynb #948eeba8
 MOVES = tuple(f"<{name}>" for name in ACTIONS)  # the action tokens, in the order of the game's actions
@@ -73,21 +73,7 @@ class Scene:
         return torch.as_tensor(array, device=self.device)
 
 # %% ../../nbs/skills/skill.ipynb #d1ba277d
-class Judge:
-    """Judges drawings, and says apart what it looks at: how well the line lies over the right one, whether the agent is in its place, …"""
-
-    def __init__(
-        self,
-        parts: Callable[[np.ndarray], dict[str, np.ndarray]],  # drawings (B, S, S, 3) uint8 -> (B,) bool or shares by name; "right" is the verdict
-    ):
-        self.parts = parts
-
-    def __call__(
-        self,
-        drawn: np.ndarray,  # (B, S, S, 3) uint8
-    ) -> np.ndarray:  # (B,) bool
-        """The verdict alone."""
-        return self.parts(drawn)["right"]
+Judge = Callable[[np.ndarray], dict[str, np.ndarray]]  # drawings (B, S, S, 3) uint8 -> (B,) each: "right", the verdict, and bools or shares that it looks at, such as how well the line lies over the right one
 
 
 @dataclass
@@ -179,7 +165,7 @@ class Skill:
     ) -> dict[str, np.ndarray]:  # (B,) each: "right", and what the task's judge tells apart
         """Is each drawing right? By the task's own judge, or by its mean absolute error."""
         if task.judge is not None:
-            return task.judge.parts(drawn)
+            return task.judge(drawn)
         difference = np.abs(drawn.astype(np.float32) - task.picture.cpu().numpy()) / 255
         return {"right": difference.mean((1, 2, 3)) <= self.tolerance}
 
