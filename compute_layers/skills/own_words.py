@@ -14,6 +14,7 @@ from ..brain.model import Brain
 from ..brain.words import tidy
 from ..game import levels
 from ..lab.train import progress_bar
+from .pens import parts_of
 from .retention import ask_one, fits
 from .skill import FAMILIES, SKILLS, Skill
 
@@ -558,9 +559,7 @@ def own_requests(
     known = {tidy(sentence) for kept in (False, True) for sentences in skill.wordings(kept) for sentence in sentences}
     asked = own_words.get(skill.name, ())
     if len(asked) == 1 < len(skill.prompts):  # patterns: as in "take {steps} {direction} and then say : {phrase}"
-        first = [sentences[0] for sentences in skill.wordings()]
-        parts = [(*sentence.split(" and then ")[0].rsplit(" ", 1), sentence.partition(" : ")[2]) for sentence in first]
-        each = [(v, asked[0][v % len(asked[0])].format(steps=steps, direction=direction, phrase=phrase)) for v, (steps, direction, phrase) in enumerate(parts)]
+        each = [(v, asked[0][v % len(asked[0])].format(**parts_of(sentences[0]))) for v, sentences in enumerate(skill.wordings())]
     elif asked and len(asked) != len(skill.prompts):
         raise ValueError(f"skill {skill.name} has {len(skill.prompts)} variants of its request, but {len(asked)} are put in other words")
     else:

@@ -17,6 +17,7 @@ from ..brain.words import Words, tidy
 from ..game import levels
 from ..game.picture import draw
 from ..game.world import ACTIONS, Array, World, array_module
+from .pens import by_other_pens
 from .questions import expand
 
 # %% auto #0
@@ -126,8 +127,10 @@ class Skill:
                 raise ValueError(f"skill {self.name}: variant {variant} teaches what it holds out: {sorted(both)[0]!r}")
 
     def wordings(self, held_out: bool = False) -> list[list[str]]:
-        """For each variant, all its sentences."""
-        return [[s for pattern in patterns for s in expand(pattern)] for patterns in (self.held_out if held_out else self.prompts)]
+        """For each variant, all its sentences: from its patterns and, where it is taught, in others' words."""
+        spelled = [[s for pattern in patterns for s in expand(pattern)] for patterns in (self.held_out if held_out else self.prompts)]
+        others = [[]] * len(spelled) if held_out else by_other_pens(self.name, [sentences[0] for sentences in spelled])
+        return [sentences + more for sentences, more in zip(spelled, others)]
 
     def texts(self) -> list[str]:
         """Everything that can be said in this skill: what a vocabulary must cover."""
