@@ -298,9 +298,9 @@ _PICTURE = "calibration.svg"  # in journal/, beside README.md
 def predictions(
     entries: list[Entry],           # as `read_journal` gives them
 ) -> list[tuple[float, bool]]:      # (probability, did it come true?) of all that were confirmed or refuted
-    "What was foretold and has been decided. A mixed verdict decides nothing."
+    "What was foretold and has been decided. A mixed verdict decides nothing, and a prediction that begins with `Not blind` (a run again, its numbers known) counts for nothing."
     return [(float(entry.fields["probability"]), entry.fields["verdict"] == "confirmed") for entry in entries
-            if entry.fields.get("verdict") in ("confirmed", "refuted") and not _prediction_faults(entry.fields)]
+            if entry.fields.get("verdict") in ("confirmed", "refuted") and not _prediction_faults(entry.fields) and not entry.fields["prediction"].startswith("Not blind")]
 
 
 def brier_score(
@@ -342,7 +342,7 @@ def _index(entries: list[Entry]) -> str:
                  entry.fields.get("verdict"), entry.fields.get("result")]
         rows.append("| " + " | ".join(str("" if cell is None else cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     decided = predictions(entries)
-    score = f"Brier score of {len(decided)} predictions that were confirmed or refuted: {brier_score(decided):.3f} (0.25 is a coin's).\n\n" \
+    score = f"Brier score of {len(decided)} predictions that were confirmed or refuted: {brier_score(decided):.3f} (0.25 is a coin's); those that say that they are not blind aren't counted.\n\n" \
             f"![what was foretold and what came true]({_PICTURE})\n\n" if decided else ""
     return ("# Journal\n\nExperiments, newest first. The prediction was written before the run; every number is backed by a file in "
             "[metrics/](metrics/). 🔴: a skill of the brain fell below its older interval.\nMade by `compute_layers journal index`; the entries are the source.\n\n" + score +
