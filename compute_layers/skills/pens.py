@@ -828,7 +828,6 @@ PENS: dict[str, tuple[tuple[str, ...], ...]] = {  # skill: for each variant of i
             "before you say {phrase} , take {steps} {direction}",
             "make {steps} {direction} , then say : {phrase}",
             "please take {steps} {direction} and then say : {phrase}",
-            "{steps} {direction} , then say : {phrase}",
             "i want {steps} {direction} from you , and after that say : {phrase}",
             "go {direction} {steps} , after this repeat the phrase : {phrase}",
             "can you move {steps} {direction} and say after : {phrase}",

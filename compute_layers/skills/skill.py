@@ -121,9 +121,8 @@ class Skill:
             raise ValueError(f"skill {self.name}: family must be one of {', '.join(FAMILIES)}, got {self.family!r}")
         if len(self.prompts) != len(self.held_out) or not all(self.prompts) or not all(self.held_out):
             raise ValueError(f"skill {self.name}: every variant needs taught and held-out wordings; got {len(self.prompts)} and {len(self.held_out)} variants")
-        for variant, (taught, kept) in enumerate(zip(self.prompts, self.held_out)):
-            both = {s for p in taught for s in expand(p)} & {s for p in kept for s in expand(p)}
-            if both:
+        for variant, (taught, kept) in enumerate(zip(self.wordings(), self.wordings(True))):
+            if both := set(taught) & set(kept):
                 raise ValueError(f"skill {self.name}: variant {variant} teaches what it holds out: {sorted(both)[0]!r}")
 
     def wordings(self, held_out: bool = False) -> list[list[str]]:
