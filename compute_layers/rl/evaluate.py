@@ -287,7 +287,7 @@ def score_table(
         cells = [name, max(map(len, ways.values()))]
         for played in (ways.get(way, ()) for way in ("greedy", "sampled")):
             extra = [p.extra_steps for p in played if np.isfinite(p.extra_steps)]
-            cells += [interquartile_mean([p.rate for p in played]) if played else "", f"{round(float(np.mean(extra)), 1) + 0.0:.1f}" if extra else ""]
+            cells += [interquartile_mean([p.rate for p in played]) if played else "", f"{np.mean(extra):z.1f}" if extra else ""]
         lines.append("| " + " | ".join(map(str, [*cells, *(column.get(name, "") for column in more.values())])) + " |")
     return "\n".join(lines)
 

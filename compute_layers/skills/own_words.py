@@ -19,7 +19,7 @@ from .retention import ask_one, fits
 from .skill import FAMILIES, SKILLS, Skill
 
 # %% auto #0
-__all__ = ['OWN_WORDS', 'own_requests', 'RequestScore', 'examine_own_words', 'own_words_table']
+__all__ = ['OWN_WORDS', 'own_requests', 'RequestScore', 'examine_own_words', 'by_family', 'own_words_table']
 
 # %% ../../nbs/skills/own_words.ipynb #b6a67957
 OWN_WORDS: dict[str, tuple[tuple[str, ...], ...]] = {  # skill: for each variant of its request, how another writer puts it
@@ -596,15 +596,21 @@ def examine_own_words(
     return scores
 
 
+def by_family(
+    scores: Sequence[RequestScore],
+) -> dict[str, dict[str, float]]:  # of each family `requests`, `right` (mean) and `understood` (share of requests right in nine of ten rooms)
+    """What a brain understands, for a run's metrics."""
+    rights = {family: np.array([score.right for score in scores if score.family == family]) for family in FAMILIES}
+    return {family: {"requests": len(of), "right": float(of.mean()), "understood": float(np.mean(of >= 0.9))} for family, of in rights.items() if len(of)}
+
+
 def own_words_table(
     scores: Sequence[RequestScore],
     lowest: int = 0,  # so many of the requests that are understood least, one a line
 ) -> str:
     """By family, in Markdown."""
     lines = ["| family | requests | right, mean | understood (right in 90 % of the rooms) |", "|---|---|---|---|"]
-    for family in (family for family in FAMILIES if any(score.family == family for score in scores)):
-        of = np.array([score.right for score in scores if score.family == family])
-        lines.append(f"| {family} | {len(of)} | {of.mean():.1%} | {np.mean(of >= 0.9):.1%} |")
+    lines += [f"| {family} | {of['requests']} | {of['right']:.1%} | {of['understood']:.1%} |" for family, of in by_family(scores).items()]
     if lowest:
         lines += ["", "| understood least | skill | right |", "|---|---|---|"]
         lines += [f"| {score.request} | {score.skill.replace('_', ' ')} | {score.right:.0%} |" for score in sorted(scores, key=lambda score: score.right)[:lowest]]
