@@ -1,4 +1,4 @@
-"""`python -m bench [engine] [imports] [brain] [--quick]`: measure, print, and write results.md and results.json."""
+"""`python -m bench [engine] [imports] [brain] [rollout] [--quick]`: measure, print, and write results.md and results.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from bench.common import ROOT, machine
 
-PARTS = {"engine": "Engine", "imports": "Imports", "brain": "Brain"}
+PARTS = {"engine": "Engine", "imports": "Imports", "brain": "Brain", "rollout": "Rollouts"}
 ON_A_GPU = " on a GPU"  # figures of a part that were measured on one stand beside those of a CPU
 
 

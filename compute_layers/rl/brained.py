@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..brain import Brain
-from ..game.world import ACTIONS, World
+from ..game.world import ACTIONS, Array, World
 from .evaluate import Watched
-from .rollout import Act, Outcome, Rooms, choose
+from .rollout import Act, Outcome, Rooms, choose, on
 
 HEADS = ("numbers", "words")
 
@@ -101,13 +101,13 @@ class BrainPolicy(nn.Module):
     @torch.no_grad()
     def act(
         self,
-        observations: np.ndarray,  # (B, S, S, 3) uint8
+        observations: Array,  # (B, S, S, 3) uint8
         greedy: bool = True,
         generator: torch.Generator | None = None,
         forbidden: np.ndarray | None = None,  # (B, 5) bool, see `rollout.reflex`
     ) -> np.ndarray:  # (B,) int64
         """What it would do."""
-        parts = torch.from_numpy(np.ascontiguousarray(observations)).to(self.norm.weight.device).split(128)
+        parts = on(observations, self.norm.weight.device).split(128)
         return choose(torch.cat([self(part).logits for part in parts]), greedy, generator, forbidden)
 
 # %% ../../nbs/rl/brained.ipynb #081468ba
@@ -127,10 +127,10 @@ class Noticed:
         self._seen: np.ndarray | None = None
 
     @torch.no_grad()
-    def _see(self, pictures: np.ndarray) -> np.ndarray:
+    def _see(self, pictures: Array) -> np.ndarray:
         if not len(pictures):
             return np.empty((0, self.policy.noticed * self.policy.width), np.float32)
-        parts = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.policy.norm.weight.device).split(64)
+        parts = on(pictures, self.policy.norm.weight.device).split(64)
         return torch.cat([self.policy.notice(part) for part in parts]).float().cpu().numpy()
 
     def observe(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:

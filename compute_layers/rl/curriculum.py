@@ -73,6 +73,7 @@ class Lessons(Rooms):
         obs: str = "sight",
         size: int = 64,
         threads: int = 1,  # as in `Rooms`
+        device: torch.device | str | None = None,  # as in `Rooms`
     ):
         self.syllabus = syllabus
         self.lesson, self.level = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -82,7 +83,7 @@ class Lessons(Rooms):
         longest = max(lesson.steps for lesson in syllabus.stages)
         if longest > stage_of(stage).steps:
             raise ValueError(f"a lesson of {longest} steps does not fit into stage {stage_of(stage).name!r} of {stage_of(stage).steps}")
-        super().__init__(n, stage, seed, obs, size, threads=threads)
+        super().__init__(n, stage, seed, obs, size, threads=threads, device=device)
 
     def start(self, chosen: np.ndarray) -> None:
         """A new episode in the chosen rooms, each as the syllabus says."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..game import picture
-from ..game.world import EYE_AHEAD, World
-from .rollout import Outcome, Rooms, Stage, stage_of
+from ..game.world import EYE_AHEAD, Array, World
+from .rollout import Outcome, Rooms, Stage, on, stage_of
 
 # %% auto #0
 __all__ = ['THINGS', 'LACKS', 'EyesConfig', 'relations', 'Eyes', 'true_places', 'place_loss', 'school', 'how_sharp', 'Through']
@@ -153,8 +153,8 @@ class Through:
             raise ValueError(f"eyes of size {eyes.config.size} see rooms with obs='top' of that size, got obs={rooms.obs!r} of size {rooms.size}")
         self.rooms, self.eyes, self.n, self.actions, self.stage = rooms, eyes, rooms.n, rooms.actions, rooms.stage
 
-    def _see(self, pictures: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.eyes.places.device).split(256)
+    def _see(self, pictures: Array) -> np.ndarray:
+        parts = on(pictures, self.eyes.places.device).split(256)
         return torch.cat([self.eyes.geometry(part) for part in parts]).cpu().numpy() if len(pictures) else np.empty((0, 8), np.float32)
 
     def observe(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..game import oracle
 from ..game.world import TURN_LEFT, TURN_RIGHT, World
 from .ppo import Batch, Learner, improve, say_warnings
-from .rollout import Act, Stage, sample
+from .rollout import Act, Stage, on, sample
 
 # %% auto #0
 __all__ = ['GUIDES', 'GRPOConfig', 'group_advantages', 'Tries', 'repeat', 'play_groups', 'GroupBatch', 'grpo_loss', 'grpo']
@@ -123,7 +123,7 @@ def play_groups(
     kept: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
     for t in range(limit):
         rows = np.flatnonzero(alive)
-        seen = torch.from_numpy(game.observe(rows)).to(device)
+        seen = on(game.observe(rows), device)
         logits = policy(seen).logits
         actions, log_probs = sample(logits, generator)
         if guided:

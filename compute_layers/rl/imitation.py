@@ -18,7 +18,7 @@ from torch import nn
 from ..game import oracle
 from ..game.world import ACTIONS, FORWARD, NOOP
 from .ppo import Learner
-from .rollout import Act, Rooms, sample
+from .rollout import Act, Rooms, on, sample
 
 # %% auto #0
 __all__ = ['ImitationConfig', 'right_actions', 'imitation_loss', 'imitate']
@@ -102,7 +102,7 @@ def imitate(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * max(0.0, 1 - max(step / steps, gone))
         right = right_actions(rooms)
-        seen = torch.from_numpy(game.observe()).to(device)
+        seen = on(game.observe(), device)
         label = torch.from_numpy(right).to(device)
         logits, values = policy(seen)
         np.add.at(seen_actions, right, 1)

@@ -17,7 +17,7 @@ from ..game.fast import STATE_GOLD, STATE_GOLD_AT, STATE_SIZE, STATE_WALLS, STAT
 from ..game.world import ACTIONS
 from ..lab.weights import WeightsError, fit_weights, read_weights, save_weights
 from .eyes import Eyes, EyesConfig, relations
-from .rollout import GEOMETRY, Act, choose
+from .rollout import GEOMETRY, Act, choose, on
 
 # %% auto #0
 __all__ = ['PolicyConfig', 'Rows', 'Policy', 'save_policy', 'load_policy']
@@ -183,7 +183,7 @@ class Policy(nn.Module):
     ) -> np.ndarray:  # (B,) int64
         """What it would do."""
         device = self.logits.weight.device
-        return choose(self(torch.from_numpy(np.ascontiguousarray(observations)).to(device)).logits, greedy, generator, forbidden)
+        return choose(self(on(observations, device)).logits, greedy, generator, forbidden)
 
 # %% ../../nbs/rl/policies.ipynb #88986cbd
 def save_policy(

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..game import fast, levels, picture
 from ..game.envs import STATE_FIELDS
-from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN_LEFT, TURN_RIGHT, World
+from ..game.world import ACTIONS, BACKWARD, FORWARD, NOOP, TURN_LEFT, TURN_RIGHT, Array, World
 from .sight import look
 
 # %% auto #0
-__all__ = ['STAGES', 'OBSERVATIONS', 'GEOMETRY', 'Stage', 'stage_of', 'Outcome', 'Game', 'Rooms', 'Act', 'Rollout', 'sample',
-           'choose', 'reflex', 'Episodes', 'collect']
+__all__ = ['STAGES', 'OBSERVATIONS', 'GEOMETRY', 'Stage', 'stage_of', 'Outcome', 'Game', 'on', 'Rooms', 'Act', 'Rollout',
+           'sample', 'choose', 'reflex', 'Episodes', 'collect']
 
 # %% ../../nbs/rl/rollout.ipynb #5b164fbc
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
     terminated: np.ndarray  # (n,) bool, the episode is over: nothing is left to be had
     truncated: np.ndarray  # (n,) bool, the time is up while something is left
     cut: np.ndarray  # (k,) the rooms that were truncated …
-    last: np.ndarray  # (k, …) … and the true last observation of each
+    last: Array  # (k, …) … and the true last observation of each
 
 
 class Game(Protocol):
@@ -95,18 +95,26 @@ class Game(Protocol):
     n: int
     actions: int
 
-    def observe(self) -> np.ndarray:
-        """(n, …) what is seen now: the game's own memory, changed by the next step."""
+    def observe(self) -> Array:
+        """(n, …) what is seen now: the game's own memory, changed by the next step. A tensor where it was made on a device."""
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Play one step everywhere, and start a new episode where one ended."""
+
+
+def on(
+    seen: Array,  # (B, …) as a game gives it
+    device: torch.device | str,
+) -> Tensor:
+    """What is seen, where a policy lives: nothing is copied that is there already."""
+    return torch.as_tensor(seen if isinstance(seen, Tensor) else np.ascontiguousarray(seen), device=device)
 
 # %% ../../nbs/rl/rollout.ipynb #aefe89c9
 class Rooms:
     """n rooms of the game in one compiled call: arrays only, no Python for each room.
 
     Room i plays level i · 2³², i · 2³² + 1, … of its seed, so no two rooms share one. Raises `ValueError` for an unknown stage or
-    observation, and for a seed that belongs to examinations.
+    observation, for a seed that belongs to examinations, and for numbers that are to be painted on a device.
     """
 
     actions = len(ACTIONS)
@@ -120,6 +128,7 @@ class Rooms:
         size: int = 64,  # pixels a side of pictures
         worlds: Callable[[int], World] | None = None,  # gives k rooms to start in, instead of the stage's own levels
         threads: int = 1,  # share the rooms between them; what happens does not depend on their number
+        device: torch.device | str | None = None,  # where pictures are painted. None: in the compiled call, what has changed; else on that device, whole, and `observe` gives tensors there
     ):
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"n must be a whole number of rooms, at least 1, got {n!r}")
@@ -127,11 +136,15 @@ class Rooms:
             raise ValueError(f"seed must lie between 0 and {levels.HELD_OUT_SEED - 1} (from {levels.HELD_OUT_SEED} on are examinations), got {seed}")
         if obs not in OBSERVATIONS:
             raise ValueError(f"obs must be one of {', '.join(OBSERVATIONS)}, got {obs!r}")
+        if device is not None and obs not in ("ego", "top"):
+            raise ValueError(f"pictures can be painted on a device, obs={obs!r} is numbers: leave device=None, got {device!r}")
         self.n, self.stage, self.obs, self.size, self.worlds = int(n), stage_of(stage), obs, int(size), worlds
         gold, walls = (self.stage.max_gold, 5 + self.stage.max_walls) if self.stage.inner else (1, 5)
         self.world = World(np.full((n, 2), 0.5), np.zeros(n), np.full((n, gold, 2), 0.5), np.zeros((n, gold), bool), np.zeros((n, walls, 5)))
         self.seeds, self.indices, self.elapsed = np.full(n, seed, np.int64), np.arange(n, dtype=np.int64) << 32, np.zeros(n, np.int64)
-        self.frames = np.empty((n if obs in ("ego", "top") else 0, size, 3 * size), np.uint8)
+        self.device = None if device is None else torch.device(device)
+        self.frames = np.empty((n if obs in ("ego", "top") and device is None else 0, size, 3 * size), np.uint8)
+        self.pictures = self.frames.reshape(-1, size, size, 3) if device is None else torch.empty((n, size, size, 3), dtype=torch.uint8, device=device)
         self.states = np.empty((n if obs == "state" else 0, fast.STATE_SIZE), np.float32)
         self.rewards, self.terminated, self.timed_out = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         bounds = np.linspace(0, self.n, min(max(1, int(threads)), self.n) + 1).astype(int).tolist()
@@ -186,16 +199,27 @@ class Rooms:
             chosen[rows], given[rows], *(array[rows] for array in self._arrays), self.seeds[rows], self.indices[rows], self.stage.rules,
             self.elapsed[rows], self.frames[rows], self._zoom, True, self.states[rows],
         ))
+        if chosen.any():
+            self._paint(chosen)
+
+    def _paint(self, chosen: np.ndarray | None = None) -> None:
+        """On the device, if pictures are painted there: the rooms go over, some 250 bytes each, and no picture does."""
+        if self.device is None:
+            return
+        if chosen is None or chosen.all():
+            picture.draw(self.world.to(self.device, torch.float32), self.size, self.obs, out=self.pictures)
+        else:
+            self.pictures[on(np.flatnonzero(chosen), self.device)] = picture.draw(self.world.take(chosen).to(self.device, torch.float32), self.size, self.obs)
 
     def observe(
         self,
         rows: np.ndarray | slice = slice(None),  # of these rooms only
-    ) -> np.ndarray:
+    ) -> Array:
         """(n, 8), (n, 63) or (n, 40) float32, or (n, size, size, 3) uint8."""
         if self.obs == "sight":
             return look(self.world, rows)
         if self.obs != "state":
-            return self.frames.reshape(self.n, self.size, self.size, 3)[rows]
+            return self.pictures[rows if self.device is None or isinstance(rows, slice) else on(rows, self.device)]
         states = self.states[rows]
         return states if self.stage.inner else states[:, _GEOMETRY_AT]
 
@@ -207,6 +231,7 @@ class Rooms:
             self.elapsed[rows], self.stage.steps, self.rewards[rows], self.terminated[rows], self.timed_out[rows], self.frames[rows], self._zoom,
             True, self.states[rows],
         ))
+        self._paint()
         terminated = self.terminated.copy()
         truncated = self.timed_out & ~terminated
         cut = np.flatnonzero(truncated)
@@ -232,8 +257,10 @@ class Rooms:
         if self.obs == "state":
             for i in range(self.n):
                 fast.state_of_room(*(array[i] for array in self._arrays), self.states[i])
+        elif self.device is not None:
+            self._paint()
         elif self.obs != "sight":  # sight is not kept
-            picture.draw(self.world, self.size, self.obs, out=self.observe())
+            picture.draw(self.world, self.size, self.obs, out=self.pictures)
 
 # %% ../../nbs/rl/rollout.ipynb #49f17400
 class Act(NamedTuple):
@@ -265,11 +292,11 @@ class Rollout:
     def allocate(
         cls,
         steps: int,  # T
-        observations: np.ndarray,  # (N, …) an example
+        observations: Array,  # (N, …) an example
         device: torch.device | str = "cpu",  # where the policy lives
     ) -> "Rollout":
         """Memory for T steps, to be filled by `collect`."""
-        n, dtype = len(observations), torch.from_numpy(observations[:0]).dtype
+        n, dtype = len(observations), torch.as_tensor(observations[:0]).dtype
 
         def block(kind):
             return torch.zeros(steps, n, dtype=kind, device=device)
@@ -359,9 +386,9 @@ def collect(
 ) -> Rollout:  # the same one
     """Play T steps everywhere with sampled actions and write down what happened."""
     steps, device = len(rollout.actions), rollout.actions.device
-    ends: list[tuple[int, np.ndarray, np.ndarray]] = []
+    ends: list[tuple[int, np.ndarray, Array]] = []
     for t in range(steps):
-        rollout.observations[t] = torch.from_numpy(game.observe()).to(device)
+        rollout.observations[t] = on(game.observe(), device)
         logits, values = policy(rollout.observations[t])
         rollout.actions[t], rollout.log_probs[t] = sample(logits, generator)
         rollout.values[t] = values
@@ -373,10 +400,10 @@ def collect(
         if episodes is not None:
             episodes.add(outcome)
     rollout.next_values[:-1] = rollout.values[1:]
-    rollout.next_values[-1] = policy(torch.from_numpy(game.observe()).to(device)).values
+    rollout.next_values[-1] = policy(on(game.observe(), device)).values
     rollout.next_values[rollout.done] = 0.0
     if bootstrap and ends:
-        last = policy(torch.from_numpy(np.concatenate([seen for _, _, seen in ends])).to(device)).values
+        last = policy(torch.cat([on(seen, device) for _, _, seen in ends])).values
         at = torch.from_numpy(np.concatenate([np.full(len(cut), t) for t, cut, _ in ends])), torch.from_numpy(np.concatenate([cut for _, cut, _ in ends]))
         rollout.next_values[at[0].to(device), at[1].to(device)] = last
     return rollout

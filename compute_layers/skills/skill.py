@@ -125,9 +125,13 @@ class Skill:
             if both := set(taught) & set(kept):
                 raise ValueError(f"skill {self.name}: variant {variant} teaches what it holds out: {sorted(both)[0]!r}")
 
+    def spelled(self, held_out: bool = False) -> list[list[str]]:
+        """For each variant, the sentences of its own patterns."""
+        return [[s for pattern in patterns for s in expand(pattern)] for patterns in (self.held_out if held_out else self.prompts)]
+
     def wordings(self, held_out: bool = False) -> list[list[str]]:
         """For each variant, all its sentences: from its patterns and, where it is taught, in others' words."""
-        spelled = [[s for pattern in patterns for s in expand(pattern)] for patterns in (self.held_out if held_out else self.prompts)]
+        spelled = self.spelled(held_out)
         others = [[]] * len(spelled) if held_out else by_other_pens(self.name, [sentences[0] for sentences in spelled])
         return [sentences + more for sentences, more in zip(spelled, others)]
 
