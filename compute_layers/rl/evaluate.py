@@ -249,11 +249,12 @@ def save_best(
     trained: dict,  # JSON: how, for the config of the weights
     stage: str | Stage = "near",
     n: int = LEVELS // 4,
+    rules: Sequence[str] = (),  # how each learned, if not all in the same way
 ) -> int:  # which of them
     """Keep the best policy of a run, see `best_of`, and say which."""
     kept = best_of(policies, stage, n)
-    print(f"seed {seeds[kept]} is kept: the best in rooms that are not examined here")
-    save_policy(policies[kept], run.path("weights"), replace=run.resumed, trained={**trained, "kept_seed": seeds[kept]})
+    print((f"{rules[kept]}, " if rules else "") + f"seed {seeds[kept]} is kept: the best in rooms that are not examined here")
+    save_policy(policies[kept], run.path("weights"), replace=run.resumed, trained={**trained, "kept_seed": seeds[kept], **({"rule": rules[kept]} if rules else {})})
     return kept
 
 
