@@ -229,6 +229,18 @@ def test_what_has_forgotten_is_not_promoted_by_accident(checkout, tmp_path):
     promote(weights("allowed", {}), "raised", replace=True, root=checkout, push=False, forgetting=True)
 
 
+def test_a_run_that_forgot_is_not_promoted_under_another_name_either(checkout, tmp_path):
+    run = save_weights(tmp_path / "run" / "weights", {"w": torch.ones(2)}, {"kind": "test"}).parent
+    (run / "metrics.json").write_text(json.dumps({"fallen": {"count": 1, "names": ["near"]}}))
+    for folder in (run, run / "weights"):
+        with pytest.raises(WeightsError, match="near .as its run says.*--forgetting"):
+            promote(folder, "another", root=checkout, push=False)
+    assert not (checkout / "data/weights/another").exists()
+    promote(run, "another", root=checkout, push=False, forgetting=True)
+    (run / "metrics.json").write_text(json.dumps({"fallen": {"count": 0, "names": []}}))
+    promote(run, "a-third", root=checkout, push=False)
+
+
 def test_what_was_at_zero_cannot_fall() -> None:
     "A lower end that rounding left a hair above zero once flagged skills that nobody ever had."
     assert fallen({"zoom": {"accuracy": 0.0, "low": 1e-19}}, {"zoom": {"accuracy": 0.0}}) == []

@@ -66,6 +66,7 @@ class BrainConfig:
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
     crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
     feelers: bool = False  # with told and route: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
+    strides: bool = False  # with feelers and edits: the hand knows where a step forward would end, and one backward
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     infers_deeply: int = 0  # with infers: and what a network with three hidden layers of this width makes of it
     values: bool = False  # it can say how good a picture is for the agent
@@ -73,7 +74,7 @@ class BrainConfig:
     def __post_init__(self):
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
-        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("feelers", "told"), ("feelers", "route"), ("infers", "told"), ("infers_deeply", "infers")):
+        for part, whole in (("glance", "landmarks"), ("glance_width", "glance"), ("route", "glance"), ("corner", "route"), ("scenery", "landmarks"), ("posted", "scenery"), ("stencils", "edits"), ("marks", "stencils"), ("fovea", "marks"), ("weighs", "edits"), ("meanings", "edits"), ("trail", "landmarks"), ("told", "scenery"), ("waves", "told"), ("changes", "told"), ("crossings", "told"), ("crossings", "glance"), ("feelers", "told"), ("feelers", "route"), ("strides", "feelers"), ("strides", "edits"), ("infers", "told"), ("infers_deeply", "infers")):
             if getattr(self, part) and not getattr(self, whole):
                 raise ValueError(f"{part} needs {whole}: set {whole}=True, too")
         if self.size % self.patch or self.width % self.heads or self.width % 4:
@@ -912,7 +913,7 @@ class Brain(nn.Module):
     @property
     def _known(self) -> int:
         """How many numbers the hand can use, see `knows`."""
-        return 1 + POSE_GEOMETRY + 2 + 2 * (self.config.canvases - 1) * (1 + self.config.trail) + TURNS[0] * self.config.route
+        return 1 + POSE_GEOMETRY + 2 + 2 * (self.config.canvases - 1) * (1 + self.config.trail) + TURNS[0] * self.config.route + 4 * self.config.strides
 
     @property
     def _sources(self) -> int:
@@ -946,7 +947,7 @@ class Brain(nn.Module):
     def knows(
         self,
         memory: Tensor,  # (B, M, width)
-    ) -> Tensor:  # (B, known): one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here), where the way turns
+    ) -> Tensor:  # (B, known): one, the landmarks of the newest canvas, the way to the gold, where the agent was before (and how far from here), where the way turns, how far a step forward and one backward go
         """The numbers that the hand can use."""
         seen = self.landmarks(memory)  # (B, C, 11)
         now, before = seen[:, -1], seen[:, :-1, :2].flip(1)  # the youngest first
@@ -957,7 +958,12 @@ class Brain(nn.Module):
         if self.config.route:
             there = self.turns(memory)
             turns = [there.flatten(1), F.normalize(there[:, 0] - now[:, :2], dim=-1)]
-        return torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns], -1)
+        steps = []
+        if self.config.strides:  # a step goes as far as the walls allow
+            looked = self.glances(memory)[:, -1, 2:4]
+            free = self.free_ways(memory)[:, [0, FEELERS // 2]].clamp(max=STEP)
+            steps = [free[:, :1] * looked, -free[:, 1:] * looked]
+        return torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns, *steps], -1)
 
     def plan(
         self,
@@ -1081,6 +1087,8 @@ class Brain(nn.Module):
         return F.pad(said, (0, self.config.answer_words - said.shape[1])).unflatten(0, (b, k))
 
     def _questions(self, images, prompts) -> list[str]:
+        if prompts is None or isinstance(prompts, (int, float)):
+            raise ValueError(f"a prompt must be a sentence, or a list of them, one for each image, got {prompts!r}")
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts; give one prompt for each image, or a single string for all")
@@ -1090,6 +1098,10 @@ class Brain(nn.Module):
         if longest > self.config.prompt_words:
             raise ValueError(f"a prompt may have {self.config.prompt_words - 1} words, the longest of these has {longest - 1}")
         return prompts
+
+    def _together(self, parts: list[Tensor], *shape: int, dtype=torch.float32) -> Tensor:
+        """The parts as one tensor, of no rows where there are no pictures."""
+        return torch.cat(parts) if parts else torch.empty((0, *shape), dtype=dtype)
 
     def _in_batches(self, images, prompts, batch: int):
         """(memory, prompt tokens, pictures) for `batch` pictures at a time."""
@@ -1132,7 +1144,7 @@ class Brain(nn.Module):
             which = (said[..., None] == torch.tensor(moves, device=said.device)).long()  # (B, words, actions)
             place = which.sum(-1).argmax(1)  # of the first action token; 0 when there is none, where no action matches
             actions.append(which[torch.arange(len(said), device=said.device), place].argmax(-1).cpu())
-        return torch.cat(actions)
+        return self._together(actions, dtype=torch.int64)
 
     @torch.no_grad()
     def value(
@@ -1141,7 +1153,7 @@ class Brain(nn.Module):
         batch: int = 256,
     ) -> Tensor:  # (B,) floats
         """How good each picture is for the agent: the gold to come, discounted by 0.95 a step."""
-        return torch.cat([self.judge(self.see(images[i : i + batch])).cpu() for i in range(0, len(images), batch)])
+        return self._together([self.judge(self.see(images[i : i + batch])).cpu() for i in range(0, len(images), batch)])
 
     @torch.no_grad()
     def draw(
@@ -1154,7 +1166,7 @@ class Brain(nn.Module):
         drawn = []
         for memory, asked, seen in self._in_batches(images, prompts, batch):
             drawn.append(self.paint(memory, asked, seen if self.config.edits else None).clamp(0, 1))
-        return torch.cat(drawn)
+        return self._together(drawn, 3, self.config.size, self.config.size)
 
     @torch.no_grad()
     def reconstruct(
@@ -1164,7 +1176,8 @@ class Brain(nn.Module):
         batch: int = 256,
     ) -> Tensor:  # (B, 3, S, S) floats in [0, 1]
         """Paint what it sees, from memory alone."""
-        return torch.cat([self.paint(memory, asked).clamp(0, 1) for memory, asked, _ in self._in_batches(images, prompt, batch)])
+        painted = [self.paint(memory, asked).clamp(0, 1) for memory, asked, _ in self._in_batches(images, prompt, batch)]
+        return self._together(painted, 3, self.config.size, self.config.size)
 
 # %% ../../nbs/brain/model.ipynb #e676bbad
 def grow(
@@ -1187,7 +1200,7 @@ def grow(
         return {
             "gate": (of.patch**2, [TOOLS + of.canvases, int(of.marks)]),
             "choice": (1 + STENCILS, [1 + TOOLS + of.canvases, int(of.marks)]),
-            "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route]),
+            "hand": (HAND, [1 + POSE_GEOMETRY + 2, back, back * of.trail, TURNS[0] * of.route, 4 * of.strides]),
             **dict.fromkeys(turned, (1, [POSE_GEOMETRY + SCENERY, back * of.trail, 6 * WAVES * of.waves, (of.canvases - 1) * (POSE_GEOMETRY + SCENERY) * of.changes, TURNS[1] * of.route, of.canvases * of.crossings, 2 * FELT * of.feelers])),
         }
 

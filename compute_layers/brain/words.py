@@ -95,6 +95,8 @@ class Words:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"a prompt must be a sentence, got {text!r}")
             words = tidy(text).split()
+            if not words or set(words) & set(SPECIAL):
+                raise ValueError(f"a prompt must have words, and none of {' '.join(SPECIAL)}, got {text!r}")
             row = [self.tokenizer.token_to_id(word) for word in words]
             if None in row and unknown == "skip" and any(token is not None for token in row):
                 skipped += [word for word, token in zip(words, row) if token is None]

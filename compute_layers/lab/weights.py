@@ -228,6 +228,16 @@ def fallen_skills(
     return [f"{name} ({old[name]['accuracy']:.1%} before, {now.get(name, 'not examined')} now)" for name in fallen(old, new)]
 
 
+def _fell_in(run: Path) -> list[str]:
+    "What a run says of itself that it fell, in its metrics.json."
+    try:
+        found = json.loads((run / "metrics.json").read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return []
+    said = found.get("fallen") if isinstance(found, dict) else None
+    return [f"{name} (as its run says)" for name in said.get("names") or []] if isinstance(said, dict) else []
+
+
 def promote(
     run_folder: Path | str,          # a run folder with weights/ in it, or a weights folder
     name: str,                       # data/weights/<name>
@@ -238,7 +248,7 @@ def promote(
 ) -> Path:                           # data/weights/<name>
     """Copy a run's weights into `data/weights/<name>` and record them in data.dvc, which is then to be committed.
 
-    Raises WeightsError when the weights do not verify, when a skill of the version to be replaced fell (see `fallen_skills`), when the checkout is partial (data.dvc lists files that are not here), or
+    Raises WeightsError when the weights do not verify, when a skill of the version to be replaced fell (see `fallen_skills`) or one of those that the run began with, whatever the name, when the checkout is partial (data.dvc lists files that are not here), or
     when dvc fails (the copy is then taken back); FileExistsError for a name that is taken; ValueError for a bad name.
     """
     if not name or Path(name).name != name or name.startswith("."):
@@ -252,7 +262,8 @@ def promote(
     target = root / "data" / "weights" / name
     if target.exists() and not replace:
         raise FileExistsError(f"{target} exists already; with replace=True it becomes the older version")
-    if target.exists() and not forgetting and (lost := fallen_skills(target, source)):
+    lost = [] if forgetting else (fallen_skills(target, source) if target.exists() else []) or _fell_in(source.parent)
+    if lost:
         raise WeightsError(f"{source} has forgotten: {', '.join(lost)}; teach it again, or promote it with forgetting=True (--forgetting)")
     tracked = (root / "data.dvc").exists()
     if tracked:

@@ -754,7 +754,7 @@ def fit_hand(
         known, variant, sure = torch.cat(known), torch.cat([task.variant for task in tasks]), torch.cat([task.sure for task in tasks])
         off = []
         for number, table in enumerate(book.prompts[skill.name]):
-            heard = brain.understand(table).mean(0)
+            heard = brain.meanings[brain.recognise(brain.hear(table)).argmax(-1).mode().values]  # what most wordings are taken for
             now = brain.hand(heard).view(HAND, -1).cpu() / scale
             new = now.clone()
             for does, told in ((slice(0, 6), "moved"), (slice(6, HAND), "pen")):

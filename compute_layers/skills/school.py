@@ -47,7 +47,7 @@ class Preset:
     route: tuple[int, int] = (32, 7)  # channels and layers of the net that sees where the way turns; a brain with more keeps them
 
 
-GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, feelers=True, infers=1024, infers_deeply=256, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
+GROWN = dict(canvases=4, landmarks=True, glance=True, glance_width=256, route=True, corner=True, scenery=True, posted=True, edits=True, stencils=True, marks=True, fovea=True, weighs=True, meanings=64, trail=True, told=True, waves=True, changes=True, crossings=True, feelers=True, strides=True, infers=1024, infers_deeply=256, values=True, registers=9, vocabulary=320, prompt_words=24, answer_words=16)
 PRESETS = {
     "smoke": Preset("smoke", "none", steps=4, lr=3e-3, plain=6, quick=4, rooms=6, examine=2, fitted=16),
     "cpu": Preset("tiny", "tiny", steps=1600, lr=1.5e-3, plain=24, quick=30, rooms=2000, examine=200, fitted=1500),
@@ -98,7 +98,7 @@ def start_brain(
         raise ValueError(f"size is {size}, but the weights {init!r} see pictures of {brain.config.size}; leave size at 0, or start with init=none")
     words = brain.words.extended(all_texts())
     old = brain.config
-    kept = () if prepare else ("infers", "infers_deeply")  # what says nothing before it is taught
+    kept = () if prepare else ("strides", "infers", "infers_deeply")  # what says nothing before it is taught
     larger = {**asdict(old), **{name: max(value, getattr(old, name)) for name, value in shape.items() if name not in kept}}
     if len(words) > len(brain.words) or larger != asdict(brain.config):
         brain = grow(brain, BrainConfig(**larger), words)
@@ -144,7 +144,7 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
-    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "": everything
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "hand": nothing, the hand is fitted, see `raising.fit_hand`; "": everything
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -155,8 +155,8 @@ class School:
             raise ValueError("there is nothing to teach: no skills were given")
         if not 0 <= self.keep < 1:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
-        if self.only not in ("", "reader", "inference", "way"):
-            raise ValueError(f'only must be "reader", "inference" or "way", or "" for everything, got {self.only!r}')
+        if self.only not in ("", "reader", "inference", "way", "hand"):
+            raise ValueError(f'only must be "reader", "inference", "way" or "hand", or "" for everything, got {self.only!r}')
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
@@ -202,9 +202,21 @@ class School:
         return [(0, weights_by_need([self.before[skill.name] for skill in self.skills if skill.name in self.before], self.floor))] if self.before else []
 
     def teach(self) -> list[dict]:
-        """Train, with examinations along the way that decide what is asked more often; save the weights. Resumes a resumed run."""
+        """Train, fit the hand, save the weights. Resumes a resumed run."""
         if not self.steps:
             return self.rows
+        if self.only != "hand":
+            self._train()
+        if self.brain.config.meanings:  # to the digit, for the eyes as they are now
+            errors = fit_hand(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
+            if self.only == "hand":
+                print("medians of the hand's error, in pixels: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()))
+        self._save()
+        print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
+        return self.rows
+
+    def _train(self) -> None:
+        """Steps of the lesson, with examinations along the way that decide what is asked more often."""
         lesson, needs_file = self.lesson(), self.run.path("needs.json")
         lesson.needs = self._needs()
         if self.run.resumed and needs_file.is_file():  # a resumed run asks what the unbroken one would have asked
@@ -232,11 +244,6 @@ class School:
         self.brain.requires_grad_(True)
         self.run.save_curve("curve", self.rows)
         blend(self.brain, self.first, self.keep)
-        if self.brain.config.meanings:  # to the digit, for the eyes as they are now
-            fit_hand(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
-        self._save()
-        print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
-        return self.rows
 
     def _save(self, replace: bool = False, **more) -> None:
         more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only})
