@@ -23,13 +23,14 @@ from ..game.picture import draw
 from ..lab import weights
 from ..lab.train import progress_bar
 from ..lab.weights import LEDGER_FILE
-from .lessons import Score, wilson_interval
+from .lessons import Score, examine, wilson_interval
 from .raising import DISCOUNT, Phrasebook, trim
 from .skill import FAMILIES, SKILLS, Skill, Task
 
 # %% auto #0
 __all__ = ['SkillScore', 'zero_right', 'say', 'sketch', 'examine_skills', 'ledger_json', 'question_ledger', 'read_ledger',
-           'ledger_of_metrics', 'fallen', 'ledger_table', 'heat_map', 'weights_by_need', 'examine_value', 'value_table']
+           'ledger_of_metrics', 'fallen', 'surely_fallen', 'ledger_table', 'heat_map', 'weights_by_need',
+           'examine_value', 'value_table']
 
 # %% ../../nbs/skills/ledger.ipynb #83a795c4
 @dataclass
@@ -191,6 +192,24 @@ def fallen(
     """Skills of the older ledger that the newer one lacks, or where it lies below the older interval: the rule of `promote`."""
     rows = [{name: asdict(score) for name, score in ledger.items()} for ledger in (before, after)]
     return weights.fallen(*rows)
+
+
+def surely_fallen(
+    brain: Brain,
+    before: dict[str, SkillScore],  # the ledger that it came with
+    n: int = 200,  # rooms for each skill
+    progress: bool = True,
+) -> dict[str, float]:  # what fell, and how much of it is right now
+    """After lessons that teach no skill: ask again for all that the brain could do, in few rooms. Fallen is what lies below its older interval with all of its new one. Says so in red."""
+    known = [SKILLS[name] for name in before if name in SKILLS]
+    bare = {name for name, score in before.items() if score.rooms_seed == levels.HELD_OUT_SEED}  # of `question_ledger`, from bare rooms: asked there again
+    walled = [skill for skill in known if skill.name not in bare]
+    scores = examine_skills(brain, walled, n, progress=progress) if walled else []
+    scores += [score for score in question_ledger(examine(brain, n, progress=progress)[0]) if score.name in bare] if bare else []
+    lost = {score.name: score.accuracy for score in scores if score.high < before[score.name].low}
+    if known:
+        print("🔴 fell below its older interval: " + ", ".join(f"{name} ({share:.1%})" for name, share in lost.items()) if lost else f"nothing fell below its older interval, of {len(known)} skills")
+    return lost
 
 # %% ../../nbs/skills/ledger.ipynb #9f2719a0
 def ledger_table(
