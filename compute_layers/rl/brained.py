@@ -28,13 +28,16 @@ class BrainPolicy(nn.Module):
         brain: Brain,  # shared, not copied
         head: str = "numbers",  # "numbers": new layers; "words": the brain's own action tokens
         tune: bool = False,  # the brain learns too: its eyes (head "numbers"), or its reader (head "words")
+        pace: float = 1 / 30,  # of tuned eyes: their share of the learning rate of the new layers
         hidden: tuple[int, int] = (64, 64),  # widths of the new layers
         prompt: str = "what is the next move toward the gold",  # the question of the head "words"
     ):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-        self.brain, self.head, self.tune = brain, head, tune
+        if not 0 < pace <= 1:
+            raise ValueError(f"pace must lie in (0, 1]: a share of the learning rate, got {pace!r}")
+        self.brain, self.head, self.tune, self.pace = brain, head, tune, pace
         self.registers, self.width = brain.config.registers, brain.config.width
         brain.requires_grad_(False)
         self.noticed = self.registers + brain.config.told  # rows of what is noticed: the registers, and what every word is told
@@ -69,6 +72,12 @@ class BrainPolicy(nn.Module):
     def looks(self) -> bool:
         """Does it need pictures to learn from? Frozen eyes see the same in the same picture."""
         return self.tune and self.head == "numbers"
+
+    def paces(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """What learns at full pace, and tuned eyes more slowly: see `ppo.Learner`."""
+        eyes = list(self.brain.parameters()) if self.looks else []
+        known = {id(p) for p in eyes}
+        return [(1.0, [p for p in self.parameters() if id(p) not in known]), (self.pace, eyes)]
 
     def notice(
         self,

@@ -122,8 +122,7 @@ def dqn(
         memory.at, memory.filled, learned, warned, rng.bit_generator.state = (learner.more[name] for name in ("at", "filled", "learned", "warned", "dice"))
     losses, means = [], []
     for step in range(learner.frames // game.n, steps):
-        for group in learner.optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / steps)
+        learner.set_lr(config.lr * (1 - step / steps))
         high, low = config.explore
         explore = max(low, high + (low - high) * 3 * step / steps)
         before = game.observe().copy()

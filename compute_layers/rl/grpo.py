@@ -208,8 +208,7 @@ def grpo(
     learner.resume(checkpoints if resume else None, config)
     while learner.frames < config.frames:
         lr = config.lr * (1 - learner.frames / config.frames if config.anneal else 1.0)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = lr
+        learner.set_lr(lr)
         world = stage.rooms(seed, config.groups, learner.updates * config.groups)
         tries = play_groups(game, policy, world, config.tries, config.gamma, learner.generator, config.guide != "none", config.dawdle)
         shaped = tries.returns.view(config.groups, config.tries)

@@ -99,8 +99,7 @@ def imitate(
     for step in range(learner.frames // config.rooms, steps):
         gone = (time.monotonic() - started) / (60 * minutes) if minutes else 0.0  # the share of the time that is over
         last = gone >= 1 or step + 1 == steps
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * max(0.0, 1 - max(step / steps, gone))
+        learner.set_lr(config.lr * max(0.0, 1 - max(step / steps, gone)))
         right = right_actions(rooms)
         seen = on(game.observe(), device)
         label = torch.from_numpy(right).to(device)

@@ -204,12 +204,22 @@ class Learner:
     fused: bool = True  # Adam in one kernel, where there is one: faster, other last digits
 
     def __post_init__(self):
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        self.device = parameters[0].device
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, eps=self.adam_eps, fused=self.fused and self.device.type in ("cpu", "cuda"))
+        parts = self.policy.paces() if hasattr(self.policy, "paces") else [(1.0, self.policy.parameters())]  # what learns more slowly than the rest
+        groups = [{"params": [p for p in part if p.requires_grad], "pace": pace, "lr": self.lr * pace} for pace, part in parts]
+        groups = [group for group in groups if group["params"]]
+        self.device = groups[0]["params"][0].device
+        self.optimizer = torch.optim.Adam(groups, lr=self.lr, eps=self.adam_eps, fused=self.fused and self.device.type in ("cpu", "cuda"))
         self.generator, self.order = torch.Generator(self.device).manual_seed(self.seed), torch.Generator().manual_seed(self.seed)
         self.episodes, self.watchman = Episodes.of(self.game.n), Watchman(self.game.actions)
         self.began = time.process_time()
+
+    def set_lr(
+        self,
+        lr: float,  # of what learns at full pace
+    ) -> None:
+        """Change the learning rate of everything, each part at its own pace."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["pace"]
 
     def tick(self) -> float:
         """CPU seconds of the run up to now."""
@@ -321,8 +331,7 @@ def ppo(
     while left > 0:
         learner.order.manual_seed(seed * 1_000_003 + learner.updates)  # the order of an update depends on its number only: resumed or not
         lr = config.lr * (left if config.anneal else 1.0)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = lr
+        learner.set_lr(lr)
         collect(game, policy, rollout, learner.generator, learner.episodes, config.bootstrap)
         gain = advantages(rollout.rewards, rollout.values, rollout.next_values, rollout.done, config.gamma, config.lam if config.gae else 1.0)
         batch = Batch(*(part.flatten(0, 1) for part in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values, gain, gain + rollout.values)))

@@ -167,8 +167,7 @@ def optimise(
     learner.resume(checkpoints if resume else None, config)
     updates = max(1, config.frames // (config.steps * game.n))
     for update in range(updates if learner.more.get("spent") else learner.updates, updates):
-        for group in learner.optimizer.param_groups:
-            group["lr"] = config.lr * (1 - update / updates if config.anneal else 1.0)
+        learner.set_lr(config.lr * (1 - update / updates if config.anneal else 1.0))
         collect(game, policy, rollout, learner.generator, learner.episodes, config.bootstrap)
         with torch.no_grad():
             proxy = judge(jury, rollout.observations, rollout.actions, 0.0)

@@ -75,8 +75,7 @@ def reinforce(
     learner.resume(checkpoints if resume else None, config)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     while learner.frames < config.frames:
-        for group in learner.optimizer.param_groups:
-            group["lr"] = config.lr * (1 - learner.frames / config.frames)
+        learner.set_lr(config.lr * (1 - learner.frames / config.frames))
         world = game.stage.rooms(seed, game.n, learner.updates * game.n)
         tries = play_groups(game, policy, world, 1, config.gamma, learner.generator)
         # transitions lie step by step, so how often an episode was met before says which of its steps this is
