@@ -13,12 +13,12 @@ from typing import Callable
 ROOT = Path(__file__).resolve().parent
 
 
-def cpu_seconds(work: Callable[[], int], at_least: float) -> tuple[float, int]:
-    """Repeat `work`, which returns how many units it did, until `at_least` CPU seconds are used; return seconds and units."""
-    units, start = 0, time.thread_time()
+def cpu_seconds(work: Callable[[], int], at_least: float, clock: Callable[[], float] = time.thread_time) -> tuple[float, int]:
+    """Repeat `work`, which returns how many units it did, until `at_least` CPU seconds (or those of another clock) are used; return seconds and units."""
+    units, start = 0, clock()
     while True:
         units += work()
-        used = time.thread_time() - start
+        used = clock() - start
         if used >= at_least:
             return used, units
 
@@ -27,6 +27,7 @@ def race(
     contestants: dict[str, Callable[[], int]],  # name: one piece of work, which returns its units
     rounds: int = 9,
     slice_seconds: float = 0.12,  # CPU seconds a contestant has in each round
+    clock: Callable[[], float] = time.thread_time,
 ) -> dict[str, list[float]]:  # name: units per CPU second, one number a round
     """Let the contestants take turns, so that what disturbs one disturbs all of a round."""
     for work in contestants.values():
@@ -34,7 +35,7 @@ def race(
     rates = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
-            used, units = cpu_seconds(work, slice_seconds)
+            used, units = cpu_seconds(work, slice_seconds, clock)
             rates[name].append(units / used)
     return rates
 

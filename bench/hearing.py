@@ -18,7 +18,7 @@ from compute_layers.skills.ledger import examine_skills, read_ledger, weights_by
 from compute_layers.skills.raising import INFERENCE, READER, ReaderLesson
 
 EXAMINED = ("gold_front_behind", "way_out", "way_out_side", "turn_from_gold", "gold_left_right", "agent_left_right", "gold_above_below", "which_path", "next_move")
-SHARES, SEEDS, STEPS, LR, ROOMS, TEST = (0.0, 0.15), (0, 1), 350, 3e-4, 1500, 500
+SHARES, SEEDS, STEPS, LR, ROOMS, TEST = (0.0, 0.05, 0.15), (0, 1), 350, 3e-4, 1500, 500
 SLOW = ("next_move", "next_move_walls")  # to judge: fewer rooms of these
 
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import time
+from itertools import cycle
 from statistics import median
 
 import numpy as np
 
 from compute_layers.rl.rollout import Rooms, on
-from bench.common import ratio, table
+from bench.common import race, ratio, table
 
 ROOMS = (128, 1024)
 VIEWS = ("ego", "top")
-
-
-def wall_race(contestants: dict, rounds: int, seconds: float, settle) -> dict[str, list[float]]:
-    """Steps of all rooms a second of the clock, in turn: a GPU's time is not the thread's."""
-    rates = {name: [] for name in contestants}
-    for work in contestants.values():
-        work(), settle()
-    for _ in range(rounds):
-        for name, work in contestants.items():
-            units, began = 0, time.perf_counter()
-            while time.perf_counter() - began < seconds:
-                units += work()
-                settle()
-            rates[name].append(units / (time.perf_counter() - began))
-    return rates
 
 
 def main(quick: bool = False) -> tuple[dict, str]:
@@ -41,16 +27,21 @@ def main(quick: bool = False) -> tuple[dict, str]:
         for view in VIEWS:
             games = {"sent": Rooms(rooms, "near", 1, view), "painted there": Rooms(rooms, "near", 1, view, device=device)}
 
-            def play(game, turn=[0]):
-                turn[0] += 1
-                game.step(actions[turn[0] % 32])
-                on(game.observe(), device)
-                return rooms
+            def player(game):
+                turn = cycle(actions)
 
-            rates = wall_race({name: lambda game=game: play(game) for name, game in games.items()}, 3 if quick else 9, 0.05 if quick else 0.3, settle)
+                def play() -> int:
+                    game.step(next(turn))
+                    on(game.observe(), device)
+                    settle()
+                    return rooms
+
+                return play
+
+            rates = race({name: player(game) for name, game in games.items()}, 3 if quick else 9, 0.05 if quick else 0.3, clock=time.perf_counter)  # a GPU's time is not the thread's
             both = {name: median(rate) for name, rate in rates.items()}
             results[f"{view}, {rooms} rooms"] = both | {"ratio": ratio(rates, "painted there", "sent")}
             lines.append([view, f"{rooms:,}", f"{both['sent']:,.0f}", f"{both['painted there']:,.0f}", f"{results[f'{view}, {rooms} rooms']['ratio']:.2f}"])
     heads = ["pictures 64×64", "rooms", "painted by the engine and sent, rooms/s", "painted on the device, rooms/s", "ratio"]
-    text = f"A step of every room and its picture where the policy looks at it ({device}): the compiled engine paints what has changed with one thread and the picture is sent, or the room is sent and painted there, whole (`Rooms(device=…)`). One thread, wall time, in turn.\n\n" + table(heads, lines)
+    text = f"A step of every room and its picture where the policy looks at it ({device}): the compiled engine paints what has changed with one thread and the picture is sent (on a CPU it stays where it is), or the room is sent and painted there by torch, whole (`Rooms(device=…)`). One thread, wall time, in turn.\n\n" + table(heads, lines)
     return results, text

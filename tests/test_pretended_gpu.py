@@ -72,13 +72,14 @@ def test_made_ahead_comes_in_one_piece():
 
 
 def test_policies_learn_from_pixels_on_it():
-    """Shown the way, then by reward on a ladder: rooms on the CPU, the policy there."""
+    """Shown the way, then by reward on a ladder: rooms on the CPU, the policy there, the pictures painted here or there."""
     torch.manual_seed(0)
     with pretended_gpu():
         policy = Policy(PolicyConfig("ego", 32, channels=(4, 4), looked=16)).to("cuda")
-        *_, row = imitate(Rooms(16, "near", 0, "ego", 32, threads=2), policy, ImitationConfig(frames=32, rooms=16, only_hope=True), 0)
-        assert row["frames"] == 32
-        lessons = Lessons(16, Ladder(rungs("near"), seed=0), "near", 0, "ego", 32, threads=2)
-        *_, row = ppo(lessons, policy, PPOConfig(frames=512, steps=16, minibatch=128, epochs=1), 0)
-        assert row["frames"] == 512 and np.isfinite(row["value_loss"])
+        for painter in (None, "cuda"):
+            *_, row = imitate(Rooms(16, "near", 0, "ego", 32, threads=2, device=painter), policy, ImitationConfig(frames=32, rooms=16, only_hope=True), 0)
+            assert row["frames"] == 32
+            lessons = Lessons(16, Ladder(rungs("near"), seed=0), "near", 0, "ego", 32, threads=2, device=painter)
+            *_, row = ppo(lessons, policy, PPOConfig(frames=512, steps=16, minibatch=128, epochs=1), 0)
+            assert row["frames"] == 512 and np.isfinite(row["value_loss"])
         assert 0 <= play(policy, n=4).rate <= 1

@@ -66,7 +66,7 @@ class BrainConfig:
     changes: bool = False  # with told: and how all that differs from what its eyes found in each canvas before
     crossings: bool = False  # with told and glance: and how much blue ink lies on walls in each canvas
     feelers: bool = False  # with told and route: and how far the agent could go in each direction of `FEELERS`, to the gold, and to where its way turns
-    strides: bool = False  # with feelers and edits: the hand knows where a step forward would end, and one backward
+    strides: bool = False  # with feelers and edits: the hand knows how far a step forward goes, and one backward
     infers: int = 0  # with told: and what a network with so many hidden channels makes of all that
     infers_deeply: int = 0  # with infers: and what a network with three hidden layers of this width makes of it
     values: bool = False  # it can say how good a picture is for the agent
@@ -960,9 +960,8 @@ class Brain(nn.Module):
             turns = [there.flatten(1), F.normalize(there[:, 0] - now[:, :2], dim=-1)]
         steps = []
         if self.config.strides:  # a step goes as far as the walls allow
-            looked = self.glances(memory)[:, -1, 2:4]
             free = self.free_ways(memory)[:, [0, FEELERS // 2]].clamp(max=STEP)
-            steps = [free[:, :1] * looked, -free[:, 1:] * looked]
+            steps = [free[:, :1] * now[:, 2:4], -free[:, 1:] * now[:, 2:4]]
         return torch.cat([torch.ones_like(now[:, :1]), now, F.normalize(now[:, 6:8], dim=-1), before, *back, *turns, *steps], -1)
 
     def plan(

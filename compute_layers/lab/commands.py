@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("run", type=Path)
     promote.add_argument("name")
     promote.add_argument("--replace", action="store_true", help="the name is there: make this its new version")
-    promote.add_argument("--forgetting", action="store_true", help="promote although an older skill fell (see its ledger)")
+    promote.add_argument("--forgetting", action="store_true", help="promote although an older skill fell (see its ledger, and its run's metrics.json)")
 
     weights = commands.add_parser("weights", help="look at a weights folder").add_subparsers(dest="action", required=True, metavar="ACTION")
     verify = weights.add_parser("verify", help="check every file and tensor of a weights folder")

@@ -248,7 +248,7 @@ def promote(
 ) -> Path:                           # data/weights/<name>
     """Copy a run's weights into `data/weights/<name>` and record them in data.dvc, which is then to be committed.
 
-    Raises WeightsError when the weights do not verify, when a skill of the version to be replaced fell (see `fallen_skills`) or one of those that the run began with, whatever the name, when the checkout is partial (data.dvc lists files that are not here), or
+    Raises WeightsError when the weights do not verify, when a skill of the version to be replaced fell (see `fallen_skills`) or one of those that the run itself began with, whatever the name (of runs before that one nothing is known here), when the checkout is partial (data.dvc lists files that are not here), or
     when dvc fails (the copy is then taken back); FileExistsError for a name that is taken; ValueError for a bad name.
     """
     if not name or Path(name).name != name or name.startswith("."):

@@ -74,10 +74,10 @@ class BrainPolicy(nn.Module):
         return self.tune and self.head == "numbers"
 
     def paces(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """What learns at full pace, and tuned eyes more slowly: see `ppo.Learner`."""
+        """Tuned eyes, which learn slowly, and all else: see `ppo.Learner`."""
         eyes = list(self.brain.parameters()) if self.looks else []
         known = {id(p) for p in eyes}
-        return [(1.0, [p for p in self.parameters() if id(p) not in known]), (self.pace, eyes)]
+        return [(self.pace, eyes), (1.0, [p for p in self.parameters() if id(p) not in known])]
 
     def notice(
         self,

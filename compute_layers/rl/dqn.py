@@ -115,6 +115,8 @@ def dqn(
     """
     learner, rng = Learner(policy, game, seed, config.lr, adam_eps=1e-8, fused=False), np.random.default_rng(seed)
     target, device = copy.deepcopy(policy).requires_grad_(False), learner.device
+    if isinstance(game.observe(), Tensor):
+        raise ValueError("DQN remembers what was seen as arrays, and this game paints on a device: make it without device")
     memory = Memory(config.memory, game.observe())
     learner.beside = {f"target/{name}": value for name, value in target.state_dict().items()} | memory.tensors()
     steps, learned, warned = max(1, config.frames // game.n), 0, False

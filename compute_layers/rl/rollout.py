@@ -144,7 +144,8 @@ class Rooms:
         self.seeds, self.indices, self.elapsed = np.full(n, seed, np.int64), np.arange(n, dtype=np.int64) << 32, np.zeros(n, np.int64)
         self.device = None if device is None else torch.device(device)
         self.frames = np.empty((n if obs in ("ego", "top") and device is None else 0, size, 3 * size), np.uint8)
-        self.pictures = self.frames.reshape(-1, size, size, 3) if device is None else torch.empty((n, size, size, 3), dtype=torch.uint8, device=device)
+        if obs in ("ego", "top"):
+            self.pictures = self.frames.reshape(n, size, size, 3) if device is None else torch.empty((n, size, size, 3), dtype=torch.uint8, device=device)
         self.states = np.empty((n if obs == "state" else 0, fast.STATE_SIZE), np.float32)
         self.rewards, self.terminated, self.timed_out = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         bounds = np.linspace(0, self.n, min(max(1, int(threads)), self.n) + 1).astype(int).tolist()

@@ -208,7 +208,9 @@ def surely_fallen(
     scores += [score for score in question_ledger(examine(brain, n, progress=progress)[0]) if score.name in bare] if bare else []
     lost = {score.name: score.accuracy for score in scores if score.high < before[score.name].low}
     if known:
-        print("🔴 fell below its older interval: " + ", ".join(f"{name} ({share:.1%})" for name, share in lost.items()) if lost else f"nothing fell below its older interval, of {len(known)} skills")
+        print("🔴 fell below its older interval: " + ", ".join(f"{name} ({share:.1%})" for name, share in lost.items()) if lost else f"nothing fell below its older interval, of {len(known)} skills in {n} rooms each")
+    else:
+        print("no ledger beside these weights: what they forget here cannot be flagged")
     return lost
 
 # %% ../../nbs/skills/ledger.ipynb #9f2719a0

@@ -33,8 +33,8 @@ __all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'EXACT', 'INFERENCE', 
            'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
            'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
            'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
-           'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'fresh_channels', 'unused_layers',
-           'in_any_order', 'ReaderLesson']
+           'taken_for', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'fresh_channels',
+           'unused_layers', 'in_any_order', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -668,10 +668,18 @@ def teach_route(
     return losses
 
 # %% ../../nbs/skills/raising.ipynb #1f0a7c35
+def taken_for(
+    brain: Brain,  # one that knows meanings
+    wordings: Tensor,  # (B, P) of one request
+) -> Tensor:  # (B, 2 width), the same in each row
+    """The meaning that most wordings of a request are taken for: what the hand does when it is asked so. Wordings that are new to it say nothing of that."""
+    return brain.meanings[brain.recognise(brain.hear(wordings)).argmax(-1).mode().values].expand(len(wordings), -1)
+
+
 def teach_meanings(
     brain: Brain,  # one that knows meanings
     skills: list[Skill],
-    inherit: Callable[[Tensor], Tensor] | None = None,  # what the hand made of requests so far (`brain.hear` before it knew meanings, `brain.understand` since): first each meaning is given what the hand did
+    inherit: Callable[[Tensor], Tensor] | None = None,  # what the hand made of requests so far (`brain.hear` before it knew meanings, `taken_for` since): first each meaning is given what the hand did
     steps: int = 2000,
     requests: int = 256,  # in each step
     lr: float = 2e-3,  # falls to zero
@@ -692,10 +700,8 @@ def teach_meanings(
     if inherit:
         with torch.no_grad():
             own = brain.meanings[: len(tables)]  # orthonormal
-            mine = [brain.recognise(brain.hear(table)).argmax(-1) == number for number, table in enumerate(tables)]
-            known = [table[heard] if heard.any() else table for table, heard in zip(tables, mine)]  # wordings that are new to it say nothing of what the hand did
             for layer in (brain.hand, brain.choice) if brain.config.stencils else (brain.hand,):
-                did = torch.stack([F.linear(inherit(table), layer.weight).mean(0) for table in known])
+                did = torch.stack([F.linear(inherit(table), layer.weight).mean(0) for table in tables])
                 layer.weight.copy_(did.T @ own)
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW([p for part in (brain.hears, brain.weigh, brain.hand_norm, brain.hand_in, brain.recognise) for p in part.parameters()], lr=lr)
@@ -754,7 +760,7 @@ def fit_hand(
         known, variant, sure = torch.cat(known), torch.cat([task.variant for task in tasks]), torch.cat([task.sure for task in tasks])
         off = []
         for number, table in enumerate(book.prompts[skill.name]):
-            heard = brain.meanings[brain.recognise(brain.hear(table)).argmax(-1).mode().values]  # what most wordings are taken for
+            heard = taken_for(brain, table)[0]
             now = brain.hand(heard).view(HAND, -1).cpu() / scale
             new = now.clone()
             for does, told in ((slice(0, 6), "moved"), (slice(6, HAND), "pen")):
@@ -767,6 +773,8 @@ def fit_hand(
             meant.append(heard), change.append((scale * (new - now)).flatten().to(device))
         errors[skill.name] = tuple((size * torch.cat(off, 1).median(1).values).tolist())
     if meant:  # orthonormal rows: each meaning changes alone
+        if (torch.stack(meant) @ torch.stack(meant).T).triu(1).max() > 0.5:
+            print("two requests are taken for the same drawing, and the hand can do only one thing for both: teach it to tell them apart (teach_meanings)")
         brain.hand.weight += (torch.linalg.pinv(torch.stack(meant)) @ torch.stack(change)).T
     return errors
 
@@ -943,7 +951,7 @@ class ReaderLesson:
     inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
     steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 30.0  # weight of what must stay; with 10 both zooms lost a hundredth while the words of other pens were read
-    any_order: float = 0.05  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. Of one pen's requests 0.15 was better; where many pens bring orders of their own it blurs who is left of whom
+    any_order: float = 0.05  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. With one pen's requests 0.15 was better; many pens bring orders of their own
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})

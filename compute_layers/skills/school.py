@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..lab.weights import LEDGER_FILE, read_description, weights_line
 from . import MOVES, SKILLS
 from .ledger import SkillScore, examine_skills, fallen, ledger_json, read_ledger, say, sketch, weights_by_need
 from .questions import vocabulary_texts
-from .raising import INFERENCE, READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, fresh_channels, knows_meanings, teach_glance, teach_meanings, teach_route
+from .raising import INFERENCE, READER, Phrasebook, RaiseLesson, ReaderLesson, WayLesson, fit_hand, fresh_channels, knows_meanings, taken_for, teach_glance, teach_meanings, teach_route, tells_hand
 from .skill import FRAMES, Skill
 
 # %% auto #0
@@ -60,6 +61,13 @@ def all_texts() -> list[str]:
     return vocabulary_texts() + [text for skill in SKILLS.values() for text in skill.texts()] + [frame.format("") for frame in FRAMES] + list(MOVES)
 
 
+def _fit(brain: Brain, skills: Sequence[Skill], **options) -> None:
+    """Fit the hand, and say how far off it was and is."""
+    errors = fit_hand(brain, list(skills), **options)
+    if errors:
+        print("the hand, fitted: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()) + " pixels (medians)")
+
+
 def _introduce(
     brain: Brain,
     old: BrainConfig | None = None,  # of the brain that it grew out of
@@ -67,12 +75,11 @@ def _introduce(
     """Teach a brain what drawings are asked for with, and let a hand that could draw do the same as before, and exactly. A brain for tests gets by with less."""
     skills, small = list(SKILLS.values()), brain.config.width < SIZES["tiny"].width
     edits = old is not None and old.edits
-    so_far = (brain.understand if old.meanings else brain.hear) if edits else None
+    so_far = (partial(taken_for, brain) if old.meanings else brain.hear) if edits else None
     losses = teach_meanings(brain, skills, so_far, **(dict(steps=300, requests=128, lr=1e-2) if small else {}))
     print(f"what a drawing is asked for with, taught alone: {losses[-1]:.4f}")
     if edits:
-        errors = fit_hand(brain, skills, rooms=50 if small else 1500)
-        print("the hand, fitted: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()) + " pixels (medians)")
+        _fit(brain, skills, rooms=50 if small else 1500)
 
 
 def start_brain(
@@ -144,7 +151,7 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
-    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "hand": nothing, the hand is fitted, see `raising.fit_hand`; "": everything
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "hand": no steps are taken, only the hand is fitted, see `raising.fit_hand`; "": everything
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -157,12 +164,15 @@ class School:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
         if self.only not in ("", "reader", "inference", "way", "hand"):
             raise ValueError(f'only must be "reader", "inference", "way" or "hand", or "" for everything, got {self.only!r}')
+        if self.only == "hand" and (self.keep or not any(tells_hand(skill) for skill in self.skills)):
+            raise ValueError("only='hand' fits the hand, and mixes nothing: leave keep at 0, and teach a family whose tasks say what the hand must do, such as drawings")
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
         chosen = self.chosen = PRESETS[self.preset]
         self.skills = list(self.skills)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         self.init = chosen.init if self.init == "auto" else self.init
-        self.steps = 0 if self.eval_only else chosen.steps if self.steps < 0 else self.steps
+        self.steps = 0 if self.eval_only or self.only == "hand" else chosen.steps if self.steps < 0 else self.steps
+        self.changes = self.steps > 0 or self.only == "hand" and not self.eval_only  # will it be another brain?
         self.lr, self.plain = self.lr or chosen.lr, self.batch_size or chosen.plain
         self.families = list(dict.fromkeys(skill.family for skill in self.skills))
         torch.set_num_threads(default_threads(self.device))
@@ -172,8 +182,8 @@ class School:
         if begun.is_dir():
             self.brain, self.before = brains.load(begun, self.device), {} if self.init == "none" else read_ledger(brains.weights_folder(self.init))
         else:
-            self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=self.steps > 0, route=chosen.route)
-            if self.steps:
+            self.brain, self.before = start_brain(self.init, chosen.brain, self.size, self.device, prepare=self.changes, route=chosen.route)
+            if self.changes:
                 brains.save(self.brain, begun)
         self.size, self.began = self.brain.config.size, time.time()
         known = brains.load(self.init).state_dict() if self.keep and self.init != "none" else {}  # what is new in a grown brain has no past
@@ -203,14 +213,12 @@ class School:
 
     def teach(self) -> list[dict]:
         """Train, fit the hand, save the weights. Resumes a resumed run."""
-        if not self.steps:
+        if not self.changes:
             return self.rows
-        if self.only != "hand":
+        if self.steps:
             self._train()
         if self.brain.config.meanings:  # to the digit, for the eyes as they are now
-            errors = fit_hand(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
-            if self.only == "hand":
-                print("medians of the hand's error, in pixels: " + ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in errors.items()))
+            _fit(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
         self._save()
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
         return self.rows
@@ -262,11 +270,11 @@ class School:
         With `eval_only` beside a copy of the weights (unless the brain had to grow first), with what their ledger says of the other skills.
         """
         taught = {skill.name for skill in self.skills}
-        older = [SKILLS[name] for name in self.before if name in SKILLS and name not in taught] if self.steps else []
+        older = [SKILLS[name] for name in self.before if name in SKILLS and name not in taught] if self.changes else []
         scores = examine_skills(self.brain, [*self.skills, *older], n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
         self.scores = [score for score in scores if score.name in taught]
         self.history.append(("end", self.scores))
-        if self.steps:
+        if self.changes:
             self._save(files={LEDGER_FILE: ledger_json(scores)}, replace=True)
         elif self.eval_only and self._is_as_begun():
             ledger = {**self.before, **{score.name: score for score in self.scores}}
