@@ -951,7 +951,7 @@ class ReaderLesson:
     inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
     steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 30.0  # weight of what must stay; with 10 both zooms lost a hundredth while the words of other pens were read
-    any_order: float = 0.05  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. With one pen's requests 0.15 was better; many pens bring orders of their own
+    any_order: float = 0.15  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. With 0.05 `right or left : where is the gold` was taken for another question (journal, `read-on`)
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
