@@ -41,7 +41,7 @@ def main(quick: bool = False) -> tuple[dict, str]:
             rates = race({name: player(game) for name, game in games.items()}, 3 if quick else 9, 0.05 if quick else 0.3, clock=time.perf_counter)  # a GPU's time is not the thread's
             both = {name: median(rate) for name, rate in rates.items()}
             results[f"{view}, {rooms} rooms"] = both | {"ratio": ratio(rates, "painted there", "sent")}
-            lines.append([view, f"{rooms:,}", f"{both['sent']:,.0f}", f"{both['painted there']:,.0f}", f"{results[f'{view}, {rooms} rooms']['ratio']:.2f}"])
+            lines.append([view, f"{rooms:,}", f"{both['sent']:,.0f}", f"{both['painted there']:,.0f}", f"{results[f'{view}, {rooms} rooms']['ratio']:.2g}"])
     heads = ["pictures 64×64", "rooms", "painted by the engine and sent, rooms/s", "painted on the device, rooms/s", "ratio"]
     text = f"A step of every room and its picture where the policy looks at it ({device}): the compiled engine paints what has changed with one thread and the picture is sent (on a CPU it stays where it is), or the room is sent and painted there by torch, whole (`Rooms(device=…)`). One thread, wall time, in turn.\n\n" + table(heads, lines)
     return results, text

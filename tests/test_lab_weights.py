@@ -239,6 +239,9 @@ def test_a_run_that_forgot_is_not_promoted_under_another_name_either(checkout, t
     promote(run, "another", root=checkout, push=False, forgetting=True)
     (run / "metrics.json").write_text(json.dumps({"fallen": {"count": 0, "names": []}}))
     promote(run, "a-third", root=checkout, push=False)
+    (run / "metrics.json").write_text('{"fallen": ')  # torn: that is no sign that nothing fell
+    with pytest.raises(WeightsError, match="cannot be read.*--forgetting"):
+        promote(run, "a-fourth", root=checkout, push=False)
 
 
 def test_what_was_at_zero_cannot_fall() -> None:

@@ -230,10 +230,13 @@ def fallen_skills(
 
 def _fell_in(run: Path) -> list[str]:
     "What a run says of itself that it fell, in its metrics.json."
-    try:
-        found = json.loads((run / "metrics.json").read_text(encoding="utf8"))
-    except (OSError, ValueError):
+    path = run / "metrics.json"
+    if not path.is_file():  # weights without a run
         return []
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be read, so nobody knows whether something fell: {error}; examine the weights again, or promote them with forgetting=True (--forgetting)") from error
     said = found.get("fallen") if isinstance(found, dict) else None
     return [f"{name} (as its run says)" for name in said.get("names") or []] if isinstance(said, dict) else []
 
