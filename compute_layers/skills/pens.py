@@ -2064,6 +2064,11 @@ PENS: dict[str, tuple[tuple[str, ...], ...]] = {  # skill: for each variant of i
             "move {steps} {direction} and after that repeat this phrase : {phrase}",
             "first you go {steps} {direction} , and then you say this to me : {phrase}",
             "i want you to take {steps} {direction} and then to repeat what i say here : {phrase}",
+            "{steps} {direction} , after that say : {phrase}",
+            "{steps} {direction} , then repeat : {phrase}",
+            "{steps} {direction} and say : {phrase}",
+            "{steps} {direction} , then tell me : {phrase}",
+            "please , {steps} {direction} , then say this : {phrase}",
         ),
     ),
     "say_and_move": (

@@ -21,7 +21,8 @@ from .pens import by_other_pens
 from .questions import expand
 
 # %% auto #0
-__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'Judge', 'SKILLS', 'Scene', 'Task', 'Skill', 'seen_otherwise', 'register']
+__all__ = ['MOVES', 'FAMILIES', 'FRAMES', 'Judge', 'SIDES', 'SKILLS', 'Scene', 'Task', 'exchanged', 'Skill', 'seen_otherwise',
+           'register']
 
 # %% ../../nbs/skills/skill.ipynb #948eeba8
 MOVES = tuple(f"<{name}>" for name in ACTIONS)  # the action tokens, in the order of the game's actions
@@ -101,6 +102,27 @@ class Task:
             self.sure = torch.ones(rows, dtype=torch.bool, device=self.canvases.device)
 
 
+SIDES = (("left", "right"), ("above", "below"), ("first", "second"))  # where a question names both, and either may be the answer, their order says nothing
+
+
+def exchanged(
+    sentences: Sequence[str],
+    pairs: Sequence[tuple[str, str]],  # words, such as left and right
+    but: Sequence[str] = (),  # sentences that mustn't come of it, because they are held out
+) -> list[str]:
+    """What comes of those sentences that name both words of a pair when the two change places: "gold : right or left" of "gold : left or right"."""
+    known, new = {*sentences, *but}, []
+    for sentence in sentences:
+        words = sentence.split()
+        for one, other in pairs:
+            if one in words and other in words:
+                turned = " ".join({one: other, other: one}.get(word, word) for word in words)
+                if turned not in known:
+                    known.add(turned)
+                    new.append(turned)
+    return new
+
+
 @dataclass(frozen=True)
 class Skill:
     """One thing that a brain can be taught. Exactly one of words (`answers`) and a picture comes out."""
@@ -130,10 +152,15 @@ class Skill:
         return [[s for pattern in patterns for s in expand(pattern)] for patterns in (self.held_out if held_out else self.prompts)]
 
     def wordings(self, held_out: bool = False) -> list[list[str]]:
-        """For each variant, all its sentences: from its patterns and, where it is taught, in others' words."""
+        """For each variant, all its sentences: from its patterns and, where it is taught, in others' words, and with its two sides exchanged."""
         spelled = self.spelled(held_out)
-        others = [[]] * len(spelled) if held_out else by_other_pens(self.name, [sentences[0] for sentences in spelled])
-        return [sentences + more for sentences, more in zip(spelled, others)]
+        if held_out:
+            return spelled
+        others = by_other_pens(self.name, [sentences[0] for sentences in spelled])
+        taught = [sentences + more for sentences, more in zip(spelled, others)]
+        said = {s for sentences in self.answers for s in sentences}
+        pairs = [pair for pair in SIDES if said.issuperset(pair)]
+        return [sentences + exchanged(sentences, pairs, but=kept) for sentences, kept in zip(taught, self.spelled(True))]
 
     def texts(self) -> list[str]:
         """Everything that can be said in this skill: what a vocabulary must cover."""
