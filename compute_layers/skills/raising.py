@@ -29,12 +29,12 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN', 'Phrasebook', 'trim',
-           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
-           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
-           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
-           'taken_for', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'fresh_channels',
-           'unused_layers', 'in_any_order', 'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN', 'MISHEARD',
+           'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others',
+           'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
+           'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
+           'turns_right', 'teach_route', 'taken_for', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
+           'fresh_channels', 'unused_layers', 'in_any_order', 'told_apart_by_order', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -48,9 +48,12 @@ class Phrasebook:
         device="cpu",
         framed: bool = False,  # half of the requests stand in a frame such as "please …" (where its words are known), so that such words come to count for nothing
         longest: int = 23,  # words of a framed request
+        often: dict[str, int] | None = None,  # requests that come up so many times as often as others
     ):
         self.words, self.device = words, torch.device(device)
         wordings = {skill.name: skill.wordings(held_out) for skill in skills}
+        if often:
+            wordings = {name: [[text for text in texts for _ in range(often.get(text, 1))] for texts in variants] for name, variants in wordings.items()}
         if framed:
             kept = {text for skill in (*skills, *SKILLS.values()) for texts in skill.wordings(True) for text in texts}
             known = words.tokenizer.get_vocab()
@@ -898,6 +901,7 @@ def unused_layers(brain: Brain) -> bool:
 
 MOST = 24  # times as many rooms as usual are looked at for a skill that lags most
 PLAIN = 4  # times as many that many skills ask about, where something is inferred
+MISHEARD = 0.6  # what a skill lags by, none of whose taught requests is heard
 
 
 class _Seen:
@@ -936,11 +940,24 @@ def in_any_order(
     return requests.gather(1, place.argsort(1))
 
 
+def told_apart_by_order(
+    skills: list[Skill],
+) -> set[str]:  # names
+    """Skills that are asked for in the very words of another request, in another order: where is the gold, seen from the agent?"""
+    asked = {}
+    for skill in skills:
+        for variant, sentences in enumerate(skill.wordings()):
+            for sentence in sentences:
+                asked.setdefault(tuple(sorted(sentence.split())), set()).add((skill.name, variant))
+    return {name for those in asked.values() if len(those) > 1 for name, _ in those}
+
+
 @dataclass
 class ReaderLesson:
     """Words alone, as a loss function for `lab.train`: the eyes stay as they are, so every room is looked at once, before the first step.
 
     What the reader makes of requests to draw must stay what it was, because the painter looks at it.
+    Every taught request is put to the brain before the first step, and what is misheard comes up more often, see `misheard`.
     """
 
     brain: Brain
@@ -951,7 +968,7 @@ class ReaderLesson:
     inferred: int = 0  # steps without words before the first one with words, see `teach_inference`
     steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 30.0  # weight of what must stay; with 10 both zooms lost a hundredth while the words of other pens were read
-    any_order: float = 0.15  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. With 0.05 `right or left : where is the gold` was taken for another question (journal, `read-on`)
+    any_order: float = 0.15  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. Not of skills that only order tells apart, see `told_apart_by_order`
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
@@ -967,7 +984,8 @@ class ReaderLesson:
         if not self.spoken:
             raise ValueError("there is nothing to read and say: none of these skills is answered in words")
         self.book, self.bank = Phrasebook(self.skills, self.brain.words, device=self.device, framed=True), QuestionBank(self.brain.words, device=self.device)
-        self.was, self.seen, self.of = copy.deepcopy(self.brain).requires_grad_(False), [], {}
+        self.was, self.seen, self.of, self.lags = copy.deepcopy(self.brain).requires_grad_(False), [], {}, {}
+        self.in_order = told_apart_by_order(self.skills)
 
     def _rooms_for(self, skill: Skill, weights: dict[str, float]) -> int:
         """How many rooms are looked at for a skill, see `rooms`."""
@@ -1023,6 +1041,44 @@ class ReaderLesson:
         self.truths = torch.cat([QuestionBank(self.brain.words).truths(facts.read(world)) for world in worlds]).to(self.device)
         progress.close()
         self.long = next((seen for seen in self.seen if seen.gist.shape[1] == self.brain.config.canvases * self.brain.config.registers), None)
+        surprise = self.misheard()
+        self.lags = {name: float(np.mean([min(nats, 1.0) for nats in those.values()])) for name, those in surprise.items()}
+        often = {text: 1 + round(min(7.0, 8 * nats)) for those in surprise.values() for text, nats in those.items()}
+        self.book = Phrasebook(self.skills, self.brain.words, device=self.device, framed=True, often=often)
+        if self.progress:
+            worst = sorted(((nats, text) for those in surprise.values() for text, nats in those.items()), reverse=True)
+            print(f"of {len(worst)} taught requests {sum(nats > 0.7 for nats, _ in worst)} are misheard, first of all: " + "; ".join(text for _, text in worst[:4]))
+
+    @torch.no_grad()
+    def misheard(
+        self,
+        rooms: int = 16,  # in which each is asked
+    ) -> dict[str, dict[str, float]]:  # {skill: {request: nats}}
+        """By how much more the right answer to each taught request surprises the brain (as it was before this lesson) than the answer to the one of the same meaning that it hears best, in the same rooms.
+
+        A coin that is tossed between two answers comes to 0.7. What can't be known in a room surprises after every request alike, and counts for nothing.
+        """
+        surprise = {}
+        for skill in self.spoken:
+            seen, those = self.of[skill.name], {}
+            variant, right = seen.asked[skill.name]
+            for v, sentences in enumerate(skill.wordings()):
+                rows = (variant == v).nonzero()[:rooms, 0]
+                if not len(rows):
+                    continue
+                generator = torch.Generator(self.device).manual_seed(self.seed)
+                reply = trim(self.book.reply(skill, Task(seen.gist[rows], variant[rows], right[rows]), generator, 1.0))[:, None]
+                told, nats = self.was.told(None, None if seen.found is None else seen.found[rows]), []
+                for some in range(0, len(sentences), 64):
+                    requests = self.brain.words.prompts(sentences[some : some + 64], self.book.prompt_width, self.device)
+                    replies = reply.expand(-1, len(requests), -1)
+                    logits = self.was.read(seen.gist[rows], trim(requests).expand(len(rows), -1, -1), replies[..., :-1], told=told)
+                    loss = F.cross_entropy(logits.flatten(0, 2), replies.flatten(), ignore_index=0, reduction="none").view(replies.shape)
+                    nats.append((loss.sum(-1) / (replies != 0).sum(-1)).mean(0))
+                nats = torch.cat(nats)
+                those |= dict(zip(sentences, (nats - nats.min()).tolist()))
+            surprise[skill.name] = those
+        return surprise
 
     def infer(self, brain: Brain) -> tuple[list[float], dict[str, float]]:
         """See `teach_inference`: all that lags, before it is put into words. By deep layers or fresh channels alone, where there are some. For a lesson that has looked."""
@@ -1049,7 +1105,7 @@ class ReaderLesson:
                 print("inferred, in rooms that were not taught: " + ", ".join(f"{name} {rate[name]:.3f}" for name in sorted(rate, key=rate.get)[:12]))
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         weights = needs_at(self.needs, step)
-        odds = np.array([weights.get(skill.name, 1.0) for skill in self.spoken])
+        odds = np.array([weights.get(skill.name, 1.0) + MISHEARD * self.lags.get(skill.name, 0.0) for skill in self.spoken])
         report = {"said": []}
         for k in chance.choice(len(self.spoken), min(self.asked, len(self.spoken)), replace=False, p=odds / odds.sum()):
             skill = self.spoken[k]
@@ -1057,7 +1113,7 @@ class ReaderLesson:
             variant, right = (part[rows] for part in seen.asked[skill.name])
             task = Task(gist, variant, right)
             request, reply = trim(self.book.request(skill, task, generator)), trim(self.book.reply(skill, task, generator, self.short))[:, None]
-            request = in_any_order(request, self.any_order, generator)[:, None] if self.any_order else request[:, None]
+            request = (in_any_order(request, self.any_order, generator) if self.any_order and skill.name not in self.in_order else request)[:, None]
             logits = brain.read(gist, request, reply[..., :-1], told=brain.told(None, found))
             report["said"].append(by_question(logits, reply))
         rows, gist, found = self._rows(self.bare, self.each // 2, generator)
