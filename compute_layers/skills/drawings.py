@@ -27,8 +27,8 @@ from .skill import Judge, Scene, Skill, Task, register
 # %% auto #0
 __all__ = ['SIDE_WALLS', 'PATCH_ERROR', 'PIXELS', 'DEGREES', 'DRAWING_SKILLS', 'DOT_WIDTH', 'DRAWN_MOVES', 'CORNERS', 'ZOOM',
            'WIDE_ZOOM', 'MINIMAL_PAIRS', 'rows_of', 'towards', 'agent_fits', 'first_that', 'blueness', 'worst_patch',
-           'same_line', 'same_change', 'reads_where', 'reads_as', 'requests', 'moving', 'pen_points', 'inner_corners',
-           'shortest_way', 'from_rim', 'corners_seen', 'corner_ink']
+           'same_line', 'same_change', 'also_read', 'reads_where', 'reads_as', 'requests', 'moving', 'pen_points',
+           'inner_corners', 'shortest_way', 'from_rim', 'corners_seen', 'corner_ink']
 
 # %% ../../nbs/skills/drawings.ipynb #d82b896e
 SIDE_WALLS = 5  # rows of `World.walls` that `levels` keeps for the sides of the room; inner walls follow
@@ -171,6 +171,26 @@ def _turned(world: World, found: World, degrees: float) -> np.ndarray:
     """(B,) is the heading right?"""
     angle = found.heading - world.heading
     return np.abs(np.arctan2(np.sin(angle), np.cos(angle))) <= math.radians(degrees)
+
+
+def also_read(
+    judge: Judge,  # that looks at pixels
+    picture: Tensor,  # (B, S, S, 3) uint8: the right drawing
+    pixels: float = PIXELS,
+    degrees: float = DEGREES,
+) -> Judge:
+    """That judge, and the drawing is read, too, beside what is read in the right one: *readable* (an agent is seen, if it is to be seen; else the drawing isn't right), *agent*, *gold* and *heading* in place."""
+
+    def judged(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        true, found = _read(picture.cpu().numpy()), _read(drawn)
+        asked, seen = true.agent_seen, found.agent_seen
+        agent, gold = _near(true.world, found.world, drawn.shape[1], pixels)
+        turned, parts, readable = _turned(true.world, found.world, degrees), judge(drawn), asked == seen
+        right = parts.pop("right") & readable
+        there = {name: np.where(asked, seen & kept, np.nan) for name, kept in (("agent", agent), ("heading", turned))}
+        return {**parts, "readable": readable, **there, "gold": gold, "right": right}
+
+    return judged
 
 
 def reads_where(
@@ -352,7 +372,7 @@ def _gold_line(scene: Scene) -> Task:
     picture = scene.draw(lines=gold_line(scene.world))
     known = read(scene.world)
     return Task(
-        scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture),
+        scene.draw()[:, None], picture=picture, world=scene.world, judge=also_read(same_line(picture), picture),
         sure=scene.tensor(known.distance > REACH + 1.5 / scene.size), pen=pen_points(scene, gold_line(scene.world).reshape(-1, 2, 2)),
     )
 
@@ -363,7 +383,7 @@ def _way(scene: Scene) -> Task:
     picture = scene.draw(lines=path_lines(points))
     known = read(scene.world)
     return Task(
-        scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture),
+        scene.draw()[:, None], picture=picture, world=scene.world, judge=also_read(same_line(picture), picture),
         sure=scene.tensor(found & (known.distance > REACH + 1.5 / scene.size)), pen=pen_points(scene, points),
     )
 
@@ -405,7 +425,7 @@ def _corners(scene: Scene) -> Task:
     visible = ((dots >= 0) & (dots <= 1)).all(-1)  # NaN is not
     doubtful = ((far > 0) & (far < 1 / scene.size)).any(1)  # a corner within a pixel of another wall
     return Task(
-        scene.draw()[:, None], picture=picture, world=scene.world, judge=same_line(picture, 0.6), sure=scene.tensor(visible.any(1) & ~doubtful),
+        scene.draw()[:, None], picture=picture, world=scene.world, judge=also_read(same_line(picture, 0.6), picture), sure=scene.tensor(visible.any(1) & ~doubtful),
     )
 
 
@@ -433,7 +453,7 @@ def _without(*layers: str) -> Callable[[Scene], Task]:
 
     def make(scene: Scene) -> Task:
         canvas, picture = scene.draw(), scene.draw(without=layers)
-        return Task(canvas[:, None], picture=picture, world=scene.world, judge=same_change(picture, canvas))
+        return Task(canvas[:, None], picture=picture, world=scene.world, judge=also_read(same_change(picture, canvas), picture))
 
     return make
 

@@ -13,7 +13,7 @@ import torch
 from ..game.physics import step
 from ..game.picture import path_lines
 from ..game.world import AGENT_RADIUS, BACKWARD, FORWARD, TURN_LEFT, TURN_RIGHT, Array, World
-from .drawings import pen_points, requests, rows_of, same_change, same_line
+from .drawings import also_read, pen_points, requests, rows_of, same_change, same_line
 from .inquiries import walled
 from .skill import Scene, Skill, Task, register
 
@@ -73,7 +73,7 @@ def _differs(scene: Scene, worlds: list[World], ago: Array) -> torch.Tensor:  # 
 def _earlier(canvases: torch.Tensor, ago: torch.Tensor, world: World) -> Task:
     """The task to draw the canvas so many steps ago."""
     picture = canvases[torch.arange(len(canvases), device=canvases.device), canvases.shape[1] - 1 - ago]
-    return Task(canvases, variant=ago, picture=picture, world=world, judge=same_change(picture, canvases[:, -1]))
+    return Task(canvases, variant=ago, picture=picture, world=world, judge=also_read(same_change(picture, canvases[:, -1]), picture))
 
 # %% ../../nbs/skills/recall.ipynb #6587558b
 def _recall(scene: Scene) -> Task:
