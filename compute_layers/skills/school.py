@@ -151,7 +151,8 @@ class School:
     init: str = "auto"  # "auto": the preset's
     eval_only: bool = False
     keep: float = 0.0  # share of the brain that it began with in the one that is saved, see `blend`
-    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "hand": no steps are taken, only the hand is fitted, see `raising.fit_hand`; "": everything
+    only: str = ""  # "reader": teach what is said and nothing else, see `raising.ReaderLesson`; "inference": before that, what words are told, without words; "way": where ways turn, see `raising.WayLesson`; "hand": no steps are taken, only the hand is fitted, see `raising.fit_hand`; "blend": no steps are taken, the reader moves toward another's, see `toward`; "": everything
+    toward: str = ""  # with only="blend": weights whose reader is mixed in, so that `keep` of the brain's own stays
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
 
@@ -162,8 +163,10 @@ class School:
             raise ValueError("there is nothing to teach: no skills were given")
         if not 0 <= self.keep < 1:
             raise ValueError(f"keep must lie in [0, 1): a share of the brain that was begun with, got {self.keep}")
-        if self.only not in ("", "reader", "inference", "way", "hand"):
-            raise ValueError(f'only must be "reader", "inference", "way" or "hand", or "" for everything, got {self.only!r}')
+        if self.only not in ("", "reader", "inference", "way", "hand", "blend"):
+            raise ValueError(f'only must be "reader", "inference", "way", "hand" or "blend", or "" for everything, got {self.only!r}')
+        if (self.only == "blend") != bool(self.toward):
+            raise ValueError(f'only="blend" mixes the reader of the brain with that of `toward`, a name or a run folder, and nothing else does; got only={self.only!r}, toward={self.toward!r}')
         if self.only == "hand" and (self.keep or not any(tells_hand(skill) for skill in self.skills)):
             raise ValueError("only='hand' fits the hand, and mixes nothing: leave keep at 0, and teach a family whose tasks say what the hand must do, such as drawings")
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
@@ -171,8 +174,8 @@ class School:
         self.skills = list(self.skills)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         self.init = chosen.init if self.init == "auto" else self.init
-        self.steps = 0 if self.eval_only or self.only == "hand" else chosen.steps if self.steps < 0 else self.steps
-        self.changes = self.steps > 0 or self.only == "hand" and not self.eval_only  # will it be another brain?
+        self.steps = 0 if self.eval_only or self.only in ("hand", "blend") else chosen.steps if self.steps < 0 else self.steps
+        self.changes = self.steps > 0 or self.only in ("hand", "blend") and not self.eval_only  # will it be another brain?
         self.lr, self.plain = self.lr or chosen.lr, self.batch_size or chosen.plain
         self.families = list(dict.fromkeys(skill.family for skill in self.skills))
         torch.set_num_threads(default_threads(self.device))
@@ -217,7 +220,9 @@ class School:
             return self.rows
         if self.steps:
             self._train()
-        if self.brain.config.meanings:  # to the digit, for the eyes as they are now
+        if self.only == "blend":
+            self._mix()
+        elif self.brain.config.meanings:  # to the digit, for the eyes as they are now
             _fit(self.brain, self.skills, rooms=self.chosen.fitted, seed=self.seed)
         self._save()
         print(weights_line(self.run.path("weights")), f"after {time.time() - self.began:.0f} s")
@@ -253,8 +258,15 @@ class School:
         self.run.save_curve("curve", self.rows)
         blend(self.brain, self.first, self.keep)
 
+    def _mix(self) -> None:
+        """Move the reader toward that of another brain of the same make, in a straight line (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903)."""
+        other = brains.load(self.toward, self.device)
+        if other.config != self.brain.config or other.words.to_json() != self.brain.words.to_json():
+            raise ValueError(f"{self.toward} is a brain of another make, or knows other words, than {self.init}: nothing can be mixed")
+        blend(self.brain, {name: tensor for name, tensor in other.state_dict().items() if name.partition(".")[0] in READER}, 1 - self.keep)
+
     def _save(self, replace: bool = False, **more) -> None:
-        more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only})
+        more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {})})
         brains.save(self.brain, self.run.path("weights"), replace=replace or self.run.resumed, **more)
 
     def _is_as_begun(self) -> bool:
@@ -297,7 +309,7 @@ class School:
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
             "parts": {s.name: {part: round(share, 5) for part, share in s.parts.items()} for s in self.scores if s.parts},
             "fallen": {"count": len(self.lost), "names": self.lost},
-            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, "device": self.device, "seconds": round(time.time() - self.began, 1)},
+            "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {}), "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,
         })
 
