@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['repo_root', 'papermill_output', 'data_hash', 'describe_device', 'Run', 'held_lock', 'claim_folder',
-           'claim_run_folder', 'new_run', 'assigned_names', 'ParameterGuard', 'parameter_guard']
+           'claim_run_folder', 'new_run', 'assigned_names', 'Parameters', 'ParameterGuard', 'parameter_guard']
 
 # %% ../../nbs/lab/runs.ipynb #0b4ba926
 import ast
@@ -334,16 +334,18 @@ def new_run(
     """Make a run folder and write what is known before the run into its run.json.
 
     With `resume` (or under `compute_layers run --resume`) the old folder is used and `Run.resumed` is True; ValueError when its
-    parameters were others, FileNotFoundError when there is no run in it. Also raises ValueError for a bad name.
+    parameters were others, FileNotFoundError when there is no run in it. A parameter that the notebook has gained since is none
+    of them while it has its default, see `Parameters`. Also raises ValueError for a bad name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"a run's name is made of letters, digits, '.', '_' and '-', got {name!r}")
     home = Path(root).resolve() if root is not None else repo_root()
+    defaults = getattr(parameters, "defaults", {})
     parameters = _to_json(parameters, "parameters")
     if resume is None and root is None and os.environ.get("COMPUTE_LAYERS_RESUME"):
         resume = os.environ["COMPUTE_LAYERS_RUN_FOLDER"]
     if resume is not None:
-        return _continue_run(Path(resume).resolve(), name, parameters, home)
+        return _continue_run(Path(resume).resolve(), name, parameters, home, defaults)
 
     folder = _choose_folder(name, home, root is not None)
     commit, status = _git(home, "rev-parse", "HEAD"), _git(home, "status", "--porcelain")
@@ -371,20 +373,22 @@ def new_run(
 _MAY_CHANGE = ("steps", "keep")  # `train` judges whether the length may; what is kept of the beginning is blended in behind the last step
 
 
-def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Path) -> Run:
+def _continue_run(folder: Path, name: str, parameters: dict[str, Any], home: Path, defaults: dict[str, Any]) -> Run:
     "Go on in an old folder, if it is the same run; note when and how in run.json."
     path = folder / "run.json"
     if not path.is_file() or not path.stat().st_size:
         raise FileNotFoundError(f"{folder} holds no run to resume (there is no run.json)")
     record = json.loads(path.read_text(encoding="utf8"))
     old = record["parameters"]
+    gained = [key for key in parameters if key not in old and key in defaults and parameters[key] == defaults[key]]
     differences = [f"{key}: {old.get(key)!r} then, {parameters.get(key)!r} now" for key in sorted(old.keys() | parameters.keys())
-                   if key not in ("resume", *_MAY_CHANGE) and old.get(key) != parameters.get(key)]
+                   if key not in ("resume", *_MAY_CHANGE, *gained) and old.get(key) != parameters.get(key)]
     if differences:
         raise ValueError(f"{folder} is a run with other parameters and cannot be resumed: " + "; ".join(differences))
     commit = _git(home, "rev-parse", "HEAD")
     changed = {key: [old.get(key), parameters.get(key)] for key in _MAY_CHANGE if old.get(key) != parameters.get(key)}
-    record.setdefault("resumed", []).append({"at": _now(), "command": _command(home), "commit": commit.strip() if commit else None, **changed})
+    more = {"parameters_gained": gained} if gained else {}
+    record.setdefault("resumed", []).append({"at": _now(), "command": _command(home), "commit": commit.strip() if commit else None, **changed, **more})
     _write_json(path, record | {"ended": None, "parameters": parameters})
     return Run(folder, name, parameters, resumed=True)
 
@@ -421,6 +425,14 @@ def _is_injected(source: str) -> bool:
     return source.startswith("# Parameters\n")
 
 
+class Parameters(dict):
+    "The parameters of a notebook and their values; `defaults` has what its tagged cell assigns."
+
+    def __init__(self, values: dict[str, Any], defaults: dict[str, Any]):
+        super().__init__(values)
+        self.defaults = defaults
+
+
 class ParameterGuard:
     "Compares what papermill passed with what the notebook's tagged cell assigns. Make it with `parameter_guard`."
 
@@ -436,7 +448,7 @@ class ParameterGuard:
     def check(
         self,
         *known: str,      # the parameters' names; default: those that the tagged cell assigns
-    ) -> dict[str, Any]:  # every parameter and its value
+    ) -> Parameters:  # every parameter and its value
         "Raise ValueError for a passed name that is no parameter, or a text where a number belongs; else return the parameters."
         cells = [cell for cell in list(self.namespace.get("In") or [])[self.cells_before :] if cell.strip()]
         tagged = assigned_names(cells[0]) if cells else {}
@@ -460,7 +472,8 @@ class ParameterGuard:
                 faults.append(f"parameter {name!r} is a number (default {default}), got {value!r}")
         if faults:
             raise ValueError("; ".join(faults) + f". Known parameters: {', '.join(known)}")
-        return {name: self.namespace[name] for name in known}
+        values = {name: self.namespace[name] for name in known}
+        return Parameters(values, {name: tagged[name] for name in known if tagged.get(name, ...) is not ...} if cells else dict(values))
 
 
 def parameter_guard(
