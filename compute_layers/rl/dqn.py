@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .ppo import Learner, TrainingWarning
 from .policies import Policy
-from .rollout import Game, choose
+from .rollout import Game, choose, on
+from ..game.world import Array
 import warnings
 
 # %% auto #0
@@ -72,22 +73,24 @@ class Memory:
     def __init__(
         self,
         size: int,
-        example: np.ndarray,  # (N, …) observations, for their shape
+        example: Array,  # (N, …) observations, for their shape
+        device: torch.device | str = "cpu",  # where they are kept: that of who learns from them
     ):
-        self.size, self.filled, self.at = size, 0, 0
-        self.before, self.after = (np.zeros((size, *example.shape[1:]), example.dtype) for _ in range(2))
-        self.actions, self.rewards, self.terminated = np.zeros(size, np.int64), np.zeros(size, np.float32), np.zeros(size, bool)
+        self.size, self.filled, self.at, self.device = size, 0, 0, torch.device(device)
+        seen = on(example[:1], device)
+        self.before, self.after = (torch.zeros((size, *seen.shape[1:]), dtype=seen.dtype, device=device) for _ in range(2))
+        self.actions, self.rewards, self.terminated = (torch.zeros(size, dtype=kind, device=device) for kind in (torch.int64, torch.float32, torch.bool))
 
-    def add(self, before, actions, rewards, terminated, after) -> None:
+    def add(self, before: Array, actions: Array, rewards: Array, terminated: Array, after: Array) -> None:
         """N transitions; the oldest are forgotten."""
-        places = (self.at + np.arange(len(actions))) % self.size
+        places = (self.at + torch.arange(len(actions), device=self.device)) % self.size
         for mine, new in ((self.before, before), (self.actions, actions), (self.rewards, rewards), (self.terminated, terminated), (self.after, after)):
-            mine[places] = new
-        self.at, self.filled = int((self.at + len(actions)) % self.size), min(self.size, self.filled + len(actions))
+            mine[places] = on(new, self.device).to(mine.dtype)
+        self.at, self.filled = (self.at + len(actions)) % self.size, min(self.size, self.filled + len(actions))
 
     def tensors(self) -> dict[str, Tensor]:
         """Its arrays, not copied: what is written into them is remembered."""
-        return {name: torch.from_numpy(getattr(self, name)) for name in ("before", "actions", "rewards", "terminated", "after")}
+        return {name: getattr(self, name) for name in ("before", "actions", "rewards", "terminated", "after")}
 
     def draw(
         self,
@@ -95,8 +98,8 @@ class Memory:
         rng: np.random.Generator,
     ) -> tuple[Tensor, ...]:  # before, actions, rewards, terminated, after
         """Some of them, any as likely as any other."""
-        rows = rng.integers(0, self.filled, k)
-        return tuple(torch.from_numpy(part[rows]) for part in (self.before, self.actions, self.rewards, self.terminated, self.after))
+        rows = on(rng.integers(0, self.filled, k), self.device)
+        return tuple(part[rows] for part in (self.before, self.actions, self.rewards, self.terminated, self.after))
 
 # %% ../../nbs/rl/dqn.ipynb #32bbe43e
 def dqn(
@@ -115,9 +118,7 @@ def dqn(
     """
     learner, rng = Learner(policy, game, seed, config.lr, adam_eps=1e-8, fused=False), np.random.default_rng(seed)
     target, device = copy.deepcopy(policy).requires_grad_(False), learner.device
-    if isinstance(game.observe(), Tensor):
-        raise ValueError("DQN remembers what was seen as arrays, and this game paints on a device: make it without device")
-    memory = Memory(config.memory, game.observe())
+    memory = Memory(config.memory, game.observe(), device)
     learner.beside = {f"target/{name}": value for name, value in target.state_dict().items()} | memory.tensors()
     steps, learned, warned = max(1, config.frames // game.n), 0, False
     if learner.resume(checkpoints if resume else None, config):
@@ -127,18 +128,19 @@ def dqn(
         learner.set_lr(config.lr * (1 - step / steps))
         high, low = config.explore
         explore = max(low, high + (low - high) * 3 * step / steps)
-        before = game.observe().copy()
+        before = on(game.observe(), device).clone()
         with torch.no_grad():
-            actions = policy(torch.from_numpy(before).to(device)).logits.argmax(-1).cpu().numpy()
+            actions = policy(before).logits.argmax(-1).cpu().numpy()
         chance = rng.random(game.n) < explore
         actions = np.where(chance, rng.integers(0, game.actions, game.n), actions)
         outcome = game.step(actions)
-        after = game.observe().copy()
-        after[outcome.cut] = outcome.last
+        after = on(game.observe(), device).clone()
+        if len(outcome.cut):
+            after[on(outcome.cut, device)] = on(outcome.last, device)
         memory.add(before, actions, outcome.rewards, outcome.terminated, after)
         learner.episodes.add(outcome)
         for _ in range(config.each if memory.filled >= min(config.begin, config.memory) else 0):
-            seen, did, rewards, terminated, then = (part.to(device) for part in memory.draw(config.batch, rng))
+            seen, did, rewards, terminated, then = memory.draw(config.batch, rng)
             with torch.no_grad():
                 goal = td_targets(rewards, terminated, policy(then).logits, target(then).logits, config.gamma, config.double)
             said = policy(seen).logits.gather(-1, did[:, None])[:, 0]
@@ -155,7 +157,7 @@ def dqn(
             row = {"frames": learner.frames, "seconds": learner.tick(), "explore": explore, **learner.episodes.take()}
             if losses:
                 row |= {"loss": float(torch.stack(losses).mean()), "q": float(torch.stack(means).mean())}
-                most = float(memory.rewards[: memory.filled].max()) / (1 - config.gamma) if config.gamma < 1 else math.inf
+                most = memory.rewards[: memory.filled].max().item() / (1 - config.gamma) if config.gamma < 1 else math.inf
                 if not warned and (not math.isfinite(row["loss"]) or abs(row["q"]) > max(most, 1.0)):
                     warned = True
                     warnings.warn(
