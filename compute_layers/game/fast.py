@@ -1832,7 +1832,7 @@ def _explained(black, weight, left, inside, bars, n, wide):
 def _spot_bar(black, weight, inside, bars, w, wide, points, counts, peaks, taken):
     """Find the band of a wall's width with most black in it and little beside it; its longest black run becomes bar `w`.
 
-    The first `taken` of `peaks` (their angle's number, their place) are left out, and this one is added. `points` (3, S²)
+    The first `taken` of `peaks` (their angle's number, their place) are left out, and the first bar's is added. `points` (3, S²)
     and `counts` (2 S,) are scratch. Returns the black mass of the band.
     """
     size = black.shape[0]
@@ -1870,7 +1870,8 @@ def _spot_bar(black, weight, inside, bars, w, wide, points, counts, peaks, taken
                     best, best_k, best_at = score, k, place
     if best_k < 0:
         return 0.0
-    peaks[taken, 0], peaks[taken, 1] = best_k, best_at
+    if w == 0:
+        peaks[taken, 0], peaks[taken, 1] = best_k, best_at
     angle = best_k * math.pi / _ANGLES
     cos, sin = math.cos(angle), math.sin(angle)
     cx, cy = size / 2 + best_at * cos, size / 2 + best_at * sin
@@ -1994,7 +1995,10 @@ def _find_bars(black, weight, left, inside, bars, most, wide, points, counts, pe
 
 @_compiled
 def _read_inner_walls(black, weight, left, inside, bars, kept, start, peaks, walls, row, points, counts):
-    """Write the inner walls into `walls` from `row` on. Returns how well the black inside the room is explained, 0 to 1."""
+    """Write the inner walls into `walls` from `row` on. Returns how well the black inside the room is explained, 0 to 1.
+
+    Other bands are tried as the first wall while black stays unexplained, but not where the darkest holds no wall at all.
+    """
     size = black.shape[0]
     wide = WALL * size
     most = min(bars.shape[0], walls.shape[0] - row)

@@ -340,7 +340,7 @@ def new_run(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"a run's name is made of letters, digits, '.', '_' and '-', got {name!r}")
     home = Path(root).resolve() if root is not None else repo_root()
-    defaults = getattr(parameters, "defaults", {})
+    defaults = _to_json(getattr(parameters, "defaults", {}), "defaults")
     parameters = _to_json(parameters, "parameters")
     if resume is None and root is None and os.environ.get("COMPUTE_LAYERS_RESUME"):
         resume = os.environ["COMPUTE_LAYERS_RUN_FOLDER"]
@@ -473,7 +473,7 @@ class ParameterGuard:
         if faults:
             raise ValueError("; ".join(faults) + f". Known parameters: {', '.join(known)}")
         values = {name: self.namespace[name] for name in known}
-        return Parameters(values, {name: tagged[name] for name in known if tagged.get(name, ...) is not ...} if cells else dict(values))
+        return Parameters(values, {name: tagged[name] for name in known if tagged.get(name, ...) is not ...} if cells else {})
 
 
 def parameter_guard(

@@ -82,7 +82,7 @@ class Memory:
         self.actions, self.rewards, self.terminated = (torch.zeros(size, dtype=kind, device=device) for kind in (torch.int64, torch.float32, torch.bool))
 
     def add(self, before: Array, actions: Array, rewards: Array, terminated: Array, after: Array) -> None:
-        """N transitions; the oldest are forgotten."""
+        """N transitions, no more than `size`: what was seen before and after (N, …), the rest (N,). The oldest are forgotten."""
         places = (self.at + torch.arange(len(actions), device=self.device)) % self.size
         for mine, new in ((self.before, before), (self.actions, actions), (self.rewards, rewards), (self.terminated, terminated), (self.after, after)):
             mine[places] = on(new, self.device).to(mine.dtype)
@@ -114,8 +114,10 @@ def dqn(
 ) -> Iterator[dict[str, float]]:
     """Train, and give a row now and then: frames, CPU seconds, success with exploration, loss, mean Q.
 
-    Raises `ValueError` when a run with other numbers is to be resumed, and warns with `TrainingWarning` when Q diverges.
+    The memory lies where the policy lives: twice `config.memory` times what is seen in one room, in bytes. Raises `ValueError` when a run with other numbers is to be resumed or more rooms are played at once than it holds, and warns with `TrainingWarning` when Q diverges.
     """
+    if game.n > config.memory:
+        raise ValueError(f"{game.n} rooms at once leave more behind in a step than memory={config.memory} holds: raise memory, or play fewer")
     learner, rng = Learner(policy, game, seed, config.lr, adam_eps=1e-8, fused=False), np.random.default_rng(seed)
     target, device = copy.deepcopy(policy).requires_grad_(False), learner.device
     memory = Memory(config.memory, game.observe(), device)

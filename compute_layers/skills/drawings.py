@@ -179,7 +179,11 @@ def also_read(
     pixels: float = PIXELS,
     degrees: float = DEGREES,
 ) -> Judge:
-    """That judge, and the drawing is read, too, beside what is read in the right one: *readable* (an agent is seen, if it is to be seen; else the drawing isn't right), *agent*, *gold* and *heading* in place."""
+    """That judge, and the drawing is read, too, beside what is read in the right one.
+
+    *readable*: an agent is seen where one is to be seen, and none where none is; else the drawing isn't right. (Whether the rest looks right is the judge's business: `reads_where` paints what it has read to find out.)
+    *agent*, *gold*, *heading*: in place? They are told apart and decide nothing; NaN where the right drawing has no agent.
+    """
 
     def judged(drawn: np.ndarray) -> dict[str, np.ndarray]:
         true, found = _read(picture.cpu().numpy()), _read(drawn)

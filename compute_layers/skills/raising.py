@@ -29,12 +29,12 @@ from .questions import DRAW_PROMPTS, QuestionBank, choose
 from .skill import FRAMES, MOVES, SKILLS, Scene, Skill, Task, seen_otherwise
 
 # %% auto #0
-__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN', 'MISHEARD',
-           'Phrasebook', 'trim', 'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others',
-           'route_loss', 'turning_points', 'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand',
-           'knows_meanings', 'needs_at', 'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson',
-           'turns_right', 'teach_route', 'taken_for', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference',
-           'fresh_channels', 'unused_layers', 'in_any_order', 'told_apart_by_order', 'ReaderLesson']
+__all__ = ['COMMON', 'THROWN_IN', 'STRAIGHT', 'DISCOUNT', 'EXACT', 'INFERENCE', 'READER', 'MOST', 'PLAIN', 'Phrasebook', 'trim',
+           'drawing_loss', 'hand_loss', 'common_words', 'common_tokens', 'among_others', 'route_loss', 'turning_points',
+           'corner_loss', 'ways', 'crossed', 'sees_plain_rooms', 'tells_hand', 'knows_meanings', 'needs_at',
+           'by_question', 'means', 'RaiseLesson', 'teach_glance', 'WayLesson', 'turns_right', 'teach_route',
+           'taken_for', 'teach_meanings', 'least_absolute', 'fit_hand', 'teach_inference', 'fresh_channels',
+           'unused_layers', 'in_any_order', 'told_apart_by_order', 'ReaderLesson']
 
 # %% ../../nbs/skills/raising.ipynb #361e58c7
 class Phrasebook:
@@ -901,7 +901,6 @@ def unused_layers(brain: Brain) -> bool:
 
 MOST = 24  # times as many rooms as usual are looked at for a skill that lags most
 PLAIN = 4  # times as many that many skills ask about, where something is inferred
-MISHEARD = 0.6  # what a skill lags by, none of whose taught requests is heard
 
 
 class _Seen:
@@ -957,7 +956,7 @@ class ReaderLesson:
     """Words alone, as a loss function for `lab.train`: the eyes stay as they are, so every room is looked at once, before the first step.
 
     What the reader makes of requests to draw must stay what it was, because the painter looks at it.
-    Every taught request is put to the brain before the first step, and what is misheard comes up more often, see `misheard`.
+    Every taught request is put to the brain before the first step, and what it hears worse than the best heard request of the same meaning comes up more often, see `misheard`.
     """
 
     brain: Brain
@@ -969,6 +968,7 @@ class ReaderLesson:
     steps: int = 0  # with words, if it is known how many: where nothing is inferred, more rooms than these can ask about aren't looked at
     kept: float = 30.0  # weight of what must stay; with 10 both zooms lost a hundredth while the words of other pens were read
     any_order: float = 0.15  # share of the requests whose words come in any order: what is heard mustn't hang on where a word stands. Not of skills that only order tells apart, see `told_apart_by_order`
+    misheard_odds: float = 0.6  # how much more often a skill is asked for, beside its need, whose requests surprise by a nat more, on average, than the best heard of them, see `misheard`
     seed: int = 0  # below `levels.HELD_OUT_SEED`
     short: float = 0.8
     needs: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (from step, {skill: weight})
@@ -1105,7 +1105,7 @@ class ReaderLesson:
                 print("inferred, in rooms that were not taught: " + ", ".join(f"{name} {rate[name]:.3f}" for name in sorted(rate, key=rate.get)[:12]))
         chance, generator = np.random.default_rng((self.seed, step)), torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         weights = needs_at(self.needs, step)
-        odds = np.array([weights.get(skill.name, 1.0) + MISHEARD * self.lags.get(skill.name, 0.0) for skill in self.spoken])
+        odds = np.array([weights.get(skill.name, 1.0) + self.misheard_odds * self.lags.get(skill.name, 0.0) for skill in self.spoken])
         report = {"said": []}
         for k in chance.choice(len(self.spoken), min(self.asked, len(self.spoken)), replace=False, p=odds / odds.sum()):
             skill = self.spoken[k]

@@ -128,7 +128,7 @@ def blend(
     first: dict[str, torch.Tensor],  # weights of the same shapes, by name; a weight that is not among them stays as it is
     keep: float,  # share of them
 ) -> None:
-    """Move the weights of a brain toward earlier ones, in place."""
+    """Move the weights of a brain toward others, in place."""
     with torch.no_grad():
         for name, tensor in brain.state_dict().items():
             if name in first and tensor.is_floating_point():
@@ -167,6 +167,8 @@ class School:
             raise ValueError(f'only must be "reader", "inference", "way", "hand" or "blend", or "" for everything, got {self.only!r}')
         if (self.only == "blend") != bool(self.toward):
             raise ValueError(f'only="blend" mixes the reader of the brain with that of `toward`, a name or a run folder, and nothing else does; got only={self.only!r}, toward={self.toward!r}')
+        if self.only == "blend" and (self.eval_only or not self.keep):
+            raise ValueError(f'only="blend" keeps a share of the brain, 0 < keep < 1, and makes another: leave eval_only at False; got keep={self.keep}, eval_only={self.eval_only}')
         if self.only == "hand" and (self.keep or not any(tells_hand(skill) for skill in self.skills)):
             raise ValueError("only='hand' fits the hand, and mixes nothing: leave keep at 0, and teach a family whose tasks say what the hand must do, such as drawings")
         self.floor = 0.03 if self.only else 0.15  # how often a skill that lacks nothing is asked, beside one that lacks everything
