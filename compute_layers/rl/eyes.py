@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..game import picture
-from ..game.world import EYE_AHEAD, Array, World
+from ..game.world import EYE_AHEAD, GOLD_COLOUR, Array, World
 from .rollout import Outcome, Rooms, Stage, on, stage_of
 
 # %% auto #0
-__all__ = ['THINGS', 'LACKS', 'EyesConfig', 'relations', 'Eyes', 'true_places', 'place_loss', 'school', 'how_sharp', 'Through']
+__all__ = ['THINGS', 'LACKS', 'EyesConfig', 'relations', 'Eyes', 'true_places', 'place_loss', 'school', 'how_sharp',
+           'coloured_places', 'Through']
 
 # %% ../../nbs/rl/eyes.ipynb #1b0c15b1
 THINGS = ("agent", "eye", "gold")
@@ -139,6 +140,20 @@ def how_sharp(
     nose, look = seen[:, 1] - seen[:, 0], true[:, 1] - true[:, 0]
     turn = torch.rad2deg((torch.atan2(nose[:, 1], nose[:, 0]) - torch.atan2(look[:, 1], look[:, 0]) + torch.pi) % (2 * torch.pi) - torch.pi).abs()
     return {**{f"{name}_pixels": float(error[k]) for k, name in enumerate(THINGS)}, "heading_degrees": float(turn.median()), "heading_degrees_99": float(turn.quantile(0.99))}
+
+# %% ../../nbs/rl/eyes.ipynb #bfbe770e
+def coloured_places(
+    pictures: Tensor,  # (B, S, S, 3) uint8, from above, with one piece of gold each
+) -> Tensor:  # (B, 3, 2) x, y of agent, eye and gold, in room sides
+    """Where things are, by their colours: centres of mass of what is golden, red, and red or green. Where gold and agent overlap, that is a pixel off."""
+    red, green, blue = (pictures.float() / 255).unbind(-1)
+    gold = (red + green - blue - 1).clamp(min=0) / (GOLD_COLOUR[1] / 255)
+    eye = (red - blue - gold).clamp(min=0)
+    agent = (red + green - 2 * blue - (1 + GOLD_COLOUR[1] / 255) * gold).clamp(min=0)  # body and eye: white and black are nothing
+    inks = torch.stack([agent, eye, gold], 1)  # (B, 3, S, S)
+    at = (torch.arange(pictures.shape[2], device=pictures.device) + 0.5) / pictures.shape[2]
+    total = inks.sum((2, 3)).clamp(min=1e-3)
+    return torch.stack([(inks.sum(2) * at).sum(-1) / total, (inks.sum(3) * at).sum(-1) / total], -1)
 
 # %% ../../nbs/rl/eyes.ipynb #082d9bac
 class Through:

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from ..game.fast import STATE_GOLD, STATE_GOLD_AT, STATE_SIZE, STATE_WALLS, STATE_WALLS_AT
 from ..game.world import ACTIONS
 from ..lab.weights import WeightsError, fit_weights, read_weights, save_weights
-from .eyes import Eyes, EyesConfig, relations
+from .eyes import Eyes, EyesConfig, coloured_places, relations
 from .rollout import GEOMETRY, Act, choose, on
 
 # %% auto #0
-__all__ = ['PolicyConfig', 'Rows', 'Policy', 'save_policy', 'load_policy']
+__all__ = ['TOLD', 'PolicyConfig', 'Rows', 'Policy', 'save_policy', 'load_policy']
 
 # %% ../../nbs/rl/policies.ipynb #f20e8560
+TOLD = {"heading": (2, 3), "gold": (4, 5), "turned": (6, 7)}  # columns of `rl.eyes.relations`: where the agent looks; where the gold lies from it, in the room's frame, and in its own
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
     """What a policy sees and how large it is."""
@@ -38,6 +41,7 @@ class PolicyConfig:
     orthogonal: bool = True  # initial weights as in Huang et al. 2022, detail 2; False: torch's
     scale: float = 8.0  # numbers are multiplied by this: most are lengths of a fraction of a room
     rows: int = 0  # the 63 numbers of rooms with walls: width of two layers that all walls share, see `Rows`; 0: a wall is seven numbers among others
+    told: tuple[str, ...] = ()  # pictures from above: of `TOLD`, what the layer behind the convolutions is told beside what these see. For experiments
     eyes: dict | None = None  # pictures are read by eyes of this shape (see `rl.eyes`), frozen at first, and the net gets their numbers
 
     def __post_init__(self):
@@ -45,6 +49,8 @@ class PolicyConfig:
             raise ValueError(f"obs must be 'state', 'sight', 'ego', 'top' or 'pixels', got {self.obs!r}")
         if self.eyes is not None and self.obs != "top":
             raise ValueError(f"eyes read pictures from above, obs='top', got {self.obs!r}")
+        if set(self.told) - set(TOLD) or self.told and (self.obs != "top" or self.eyes is not None):
+            raise ValueError(f"told must be of {', '.join(TOLD)}, and is for pictures from above (obs='top') without eyes, got told={self.told!r}, obs={self.obs!r}")
         if self.rows and (self.obs != "state" or self.inputs != STATE_SIZE):
             raise ValueError(f"rows are for rooms with walls, obs='state' with {STATE_SIZE} inputs, got {self.obs!r} with {self.inputs}: leave rows at 0")
 
@@ -73,7 +79,7 @@ def _convolutions(config: PolicyConfig, side: int) -> nn.Sequential:
     """For pictures, with `side` places a side left behind the second convolution."""
     first, second = config.channels
     layers = nn.Sequential(
-        nn.Conv2d(3, first, 8, 4), nn.ReLU(), nn.Conv2d(first, second, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(second * side * side, config.looked), nn.ReLU(),
+        nn.Conv2d(3, first, 8, 4), nn.ReLU(), nn.Conv2d(first, second, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(second * side * side + 2 * len(config.told), config.looked), nn.ReLU(),
     )
     for layer in layers:
         if config.orthogonal and isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -166,11 +172,17 @@ class Policy(nn.Module):
         light = observations.permute(0, 3, 1, 2).float() / 255
         return light if self.config.obs == "pixels" else 1 - light
 
+    def _look(self, trunk: nn.Sequential, x: Tensor, told: Tensor | None) -> Tensor:
+        """What a trunk makes of pictures or numbers; what it is told comes in behind the convolutions."""
+        return trunk(x) if told is None else trunk[-2:](torch.cat([trunk[:-2](x), told], 1))
+
     def forward(self, observations: Tensor) -> Act:
         """Logits (B, actions) and values (B,). Policies with eyes take pictures or what `eyes.geometry` made of them."""
-        x = self.prepare(observations)
-        seen = self.trunk(x)
-        valued = self.value_trunk(x) if self.value_trunk is not None else seen
+        x, told = self.prepare(observations), None
+        if self.config.told:
+            told = self.config.scale * relations(coloured_places(observations))[:, [column for name in self.config.told for column in TOLD[name]]]
+        seen = self._look(self.trunk, x, told)
+        valued = self._look(self.value_trunk, x, told) if self.value_trunk is not None else seen
         return Act(self.logits(seen), self.value(valued)[:, 0])
 
     @torch.no_grad()
