@@ -295,11 +295,24 @@ class School:
             raised = read_description(brains.weights_folder(self.init))["config"].get("raised")  # it was raised as it was
             self._save(files={LEDGER_FILE: ledger_json(list(ledger.values()))}, replace=True, raised=raised)
         examined = {score.name: score for score in scores}
+        self._ask_before(examined)
         self.lost = fallen({name: score for name, score in self.before.items() if name in examined}, examined)
         if older:
             print(f"{len(older)} skills that were not taught here were examined, too")
         print("🔴 fell below its older interval: " + ", ".join(self.lost) if self.lost else "nothing fell below its older interval")
         return self.scores
+
+    def _ask_before(self, examined: dict[str, SkillScore]) -> None:
+        """Where the older ledger is of bare rooms (`ledger.question_ledger`), what the brain that was begun with can do in the rooms of this examination takes its place: harder rooms are nothing forgotten."""
+        easier = [name for name, score in examined.items() if name in self.before and self.before[name].rooms_seed != score.rooms_seed]
+        if not easier:
+            return
+        scores = list(map(examined.get, easier))
+        if self.changes:
+            begun = brains.load(self.run.path("begun"), self.device)
+            scores = examine_skills(begun, [SKILLS[name] for name in easier], n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
+        self.before = {**self.before, **{score.name: score for score in scores}}
+        print(f"{len(easier)} skills stood in the older ledger with other rooms: before the lessons they were right in {min(score.accuracy for score in scores):.1%} to {max(score.accuracy for score in scores):.1%} of these")
 
     def save_metrics(self, **more) -> None:
         """metrics.json of the run, from the last examination."""
