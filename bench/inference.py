@@ -1,18 +1,24 @@
 """How many rooms does it take to infer the next move from what the eyes found? No speed, so no part of `make bench`: `python bench/inference.py`, ten minutes of one core.
 
 A small net (a linear layer, and one of squared rectified units, as in `Brain.told`) is given what the eyes of the shipped brain found in each room, and nothing else.
+
+`python bench/inference.py legs`, ten minutes of one core: only rooms where the way turns, and three hidden layers, as in `BrainConfig.infers_deeply`. What is it worth to be told every leg of the way, and not only where it turns first?
 """
 from __future__ import annotations
+
+import math
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compute_layers import brain
-from compute_layers.brain.model import Brain
+from compute_layers.brain.model import Brain, _bearing, doubled
 from compute_layers.game import levels
 from compute_layers.lab.train import progress_bar
 from compute_layers.skills import SKILLS, Skill
+from compute_layers.skills.skill import seen_otherwise
 
 ASKED = ("next_move", "next_move_walls")
 ROOMS, HARD, TEST = (4000, 12000, 24000, 96000), 50000, 3000
@@ -81,6 +87,78 @@ def learn(
     return right.gather(1, said)[:, 0][sure].float().mean().item()
 
 
+def legs(
+    turns: Tensor,  # (B, 2, 2) where the way turns, from `Brain.turns`; the gold where it doesn't
+    pose: Tensor,  # (B, POSE_GEOMETRY)
+) -> Tensor:  # (B, 83)
+    """Each of the three legs of the way: from where to where, how long, at which angle to the agent and to the leg before; angles and lengths in waves, too."""
+    points = torch.stack([pose[:, :2], turns[:, 0], turns[:, 1], pose[:, 4:6]], 1)
+    leg = points[:, 1:] - points[:, :-1]
+    length, way = leg.norm(dim=-1), F.normalize(leg, dim=-1, eps=1e-4)
+    angles = torch.cat([_bearing(pose[:, None, 2:4], way), _bearing(way[:, :-1], way[:, 1:])], 1)  # (B, 5, 2)
+    far = torch.stack([(math.pi * length).cos(), (math.pi * length).sin()], -1)
+    return torch.cat([leg.flatten(1), length, angles.flatten(1), doubled(angles), doubled(far)], 1)
+
+
+@torch.no_grad()
+def look_at_bent(
+    eyes: Brain,
+    n: int,  # rooms where the way turns, at least
+    seed: int,
+    views: int,  # of each, turned and mirrored: 1 to 8
+) -> tuple[Tensor, Tensor, Tensor]:  # what is told, what is told of the legs, and which moves are right
+    """As `look`, where the way turns and the picture can decide it."""
+    skill, seen, bar, first, kept = SKILLS["next_move_walls"], [], progress_bar(total=n, desc="bent ways", unit="room"), 0, 0
+    while kept < n:
+        task = skill.make(skill.scene(seed, 400, first=first, size=eyes.config.size, hard=True))
+        first += 400
+        task.canvases, task.right, task.variant, task.sure = (part[task.sure] for part in (task.canvases, task.right, task.variant, task.sure))
+        for view in range(views):
+            shown = seen_otherwise(task, skill.mirrored, view % 4, view >= 4)
+            memory = eyes.see(shown.canvases)
+            seen.append((eyes.finds(memory), legs(eyes.turns(memory), eyes.landmarks(memory)[:, -1]), shown.right))
+        kept += len(task.right)
+        bar.update(len(task.right))
+    bar.close()
+    return tuple(map(torch.cat, zip(*seen)))
+
+
+def learn_deeply(
+    found: Tensor,
+    right: Tensor,
+    test: tuple[Tensor, Tensor],
+    seed: int,
+    width: int = 256,
+    steps: int = 6000,
+) -> float:  # share of the test's rooms
+    """Teach a new net of three hidden layers, and examine it in other rooms."""
+    torch.manual_seed(seed)
+    mean, deviation = found.mean(0), found.std(0).clamp(min=0.05)
+    net = nn.Sequential(nn.Linear(found.shape[1], width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, right.shape[1]))
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    wanted = right / right.sum(1, keepdim=True)
+    for _ in range(steps):
+        rows = torch.randint(len(found), (512,))
+        loss = -(wanted[rows] * net((found[rows] - mean) / deviation).log_softmax(-1)).sum(1).mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+    with torch.no_grad():
+        said = net((test[0] - mean) / deviation).argmax(1, keepdim=True)
+    return test[1].gather(1, said).mean().item()
+
+
+def main_legs() -> None:
+    """Rooms where the way turns, with and without the legs of the way."""
+    torch.set_num_threads(1)
+    eyes = brain.load("raised")
+    told, way, right = look_at_bent(eyes, 4000, SEED + 2, views=8)
+    told_then, way_then, right_then = look_at_bent(eyes, 1400, levels.HELD_OUT_SEED + 26, views=1)
+    print(f"{len(right):,} views to learn from, {len(right_then):,} other rooms; the commonest move is right in {right_then.float().mean(0).max():.3f} of these")
+    for name, (found, then) in {"what the brain is told": (told, told_then), "and of every leg": (torch.cat([told, way], 1), torch.cat([told_then, way_then], 1)), "of the legs alone": (way, way_then)}.items():
+        rates = [learn_deeply(found, right.float(), (then, right_then.float()), seed) for seed in range(3)]
+        print(f"{name}: " + ", ".join(f"{rate:.4f}" for rate in rates), flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     eyes = brain.load("raised")
@@ -97,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_legs() if sys.argv[1:] == ["legs"] else main()
