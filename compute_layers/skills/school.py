@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -155,6 +156,8 @@ class School:
     toward: str = ""  # with only="blend": weights whose reader is mixed in, so that `keep` of the brain's own stays
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
+    line: list[tuple[float, list[SkillScore]]] = field(default_factory=list)  # with only="blend": quick examinations between the two readers, by the share of the other
+    SHARES: ClassVar = (0.0, 0.25, 0.5, 0.75, 1.0)  # which are looked at
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -265,7 +268,13 @@ class School:
         other = brains.load(self.toward, self.device)
         if other.config != self.brain.config or other.words.to_json() != self.brain.words.to_json():
             raise ValueError(f"{self.toward} is a brain of another make, or knows other words, than {self.init}: nothing can be mixed")
-        blend(self.brain, {name: tensor for name, tensor in other.state_dict().items() if name.partition(".")[0] in READER}, 1 - self.keep)
+        theirs = {name: tensor for name, tensor in other.state_dict().items() if name.partition(".")[0] in READER}
+        for share in (*self.SHARES, 1 - self.keep):  # what lies along the line is looked at, and the brain ends where it was asked to
+            self.brain.load_state_dict(self.first)
+            blend(self.brain, theirs, share)
+            if len(self.line) < len(self.SHARES):
+                self.line.append((share, examine_skills(self.brain, self.skills, n=4 * self.chosen.quick, seed=levels.HELD_OUT_SEED + 1, progress=False, workers=usable_cores() if self.chosen.quick > 25 and self.device == "cpu" else 1)))
+                print(f"{share:.0%} of the other reader: " + ", ".join(f"{family} {_mean(self.line[-1][1], family):.3f}" for family in self.families))
 
     def _save(self, replace: bool = False, **more) -> None:
         more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {})})
@@ -324,14 +333,22 @@ class School:
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
             "parts": {s.name: {part: round(share, 5) for part, share in s.parts.items()} for s in self.scores if s.parts},
             "fallen": {"count": len(self.lost), "names": self.lost},
+            **({"line": {f"{share:g}": {family: round(_mean(scores, family), 5) for family in self.families} for share, scores in self.line}} if self.line else {}),
             "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {}), "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,
         })
 
     def plot(self):
-        """Learning curves. Returns the matplotlib figure, None before any teaching."""
+        """Learning curves, or with only="blend" what lies between the two readers. Returns the matplotlib figure, None before any teaching."""
         import matplotlib.pyplot as plt
 
+        if self.line:
+            figure, axis = plt.subplots(figsize=(6, 3))
+            for family in self.families:
+                axis.plot([share for share, _ in self.line], [_mean(scores, family) for _, scores in self.line], marker=".", label=family)
+            axis.axvline(1 - self.keep, color="grey", lw=0.8, ls=":"), axis.set_xlabel("share of the other reader (dotted: the one that is kept)"), axis.set_ylabel("right, held-out wordings"), axis.legend(fontsize=7)
+            figure.tight_layout()
+            return figure
         if not self.rows:
             return None
         figure, axes = plt.subplots(1, 3, figsize=(13, 3))
