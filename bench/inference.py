@@ -2,12 +2,12 @@
 
 A small net (a linear layer, and one of squared rectified units, as in `Brain.told`) is given what the eyes of the shipped brain found in each room, and nothing else.
 
-`python bench/inference.py legs`, ten minutes of one core: only rooms where the way turns, and three hidden layers, as in `BrainConfig.infers_deeply`. What is it worth to be told every leg of the way, and not only where it turns first?
+`python bench/inference.py legs`, half an hour of one core: only rooms where the way turns, and three hidden layers, as in `BrainConfig.infers_deeply`. What is it worth to be told every leg of the way, and not only where it turns first? Its numbers go into a run folder.
 """
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compute_layers import brain
 from compute_layers.brain.model import Brain, _bearing, doubled
 from compute_layers.game import levels
+from compute_layers.lab.runs import new_run
 from compute_layers.lab.train import progress_bar
 from compute_layers.skills import SKILLS, Skill
 from compute_layers.skills.skill import seen_otherwise
@@ -152,11 +153,13 @@ def main_legs() -> None:
     torch.set_num_threads(1)
     eyes = brain.load("raised")
     told, way, right = look_at_bent(eyes, 4000, SEED + 2, views=8)
-    told_then, way_then, right_then = look_at_bent(eyes, 1400, levels.HELD_OUT_SEED + 26, views=1)
-    print(f"{len(right):,} views to learn from, {len(right_then):,} other rooms; the commonest move is right in {right_then.float().mean(0).max():.3f} of these")
-    for name, (found, then) in {"what the brain is told": (told, told_then), "and of every leg": (torch.cat([told, way], 1), torch.cat([told_then, way_then], 1)), "of the legs alone": (way, way_then)}.items():
-        rates = [learn_deeply(found, right.float(), (then, right_then.float()), seed) for seed in range(3)]
-        print(f"{name}: " + ", ".join(f"{rate:.4f}" for rate in rates), flush=True)
+    told_test, way_test, right_test = look_at_bent(eyes, 1400, levels.HELD_OUT_SEED + 26, views=1)
+    print(f"{len(right):,} views to learn from, {len(right_test):,} other rooms; the commonest move is right in {right_test.float().mean(0).max():.3f} of these")
+    rates, run = {}, new_run("legs", {}, seeds=[0, 1, 2])
+    for name, (found, then) in {"what the brain is told": (told, told_test), "and of every leg": (torch.cat([told, way], 1), torch.cat([told_test, way_test], 1)), "of the legs alone": (way, way_test)}.items():
+        rates[name] = [learn_deeply(found, right.float(), (then, right_test.float()), seed) for seed in range(3)]
+        print(f"{name}: " + ", ".join(f"{rate:.4f}" for rate in rates[name]), flush=True)
+    run.save_metrics({name.replace(" ", "_"): [round(rate, 4) for rate in those] for name, those in rates.items()})
 
 
 def main() -> None:
@@ -175,4 +178,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_legs() if sys.argv[1:] == ["legs"] else main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("rooms", "legs"), default="rooms", help="how many rooms it takes (default), or what the legs of the way are worth")
+    main_legs() if parser.parse_args().what == "legs" else main()

@@ -49,6 +49,9 @@ class PolicyConfig:
             raise ValueError(f"obs must be 'state', 'sight', 'ego', 'top' or 'pixels', got {self.obs!r}")
         if self.eyes is not None and self.obs != "top":
             raise ValueError(f"eyes read pictures from above, obs='top', got {self.obs!r}")
+        if isinstance(self.told, str) or len(set(self.told)) < len(self.told):
+            raise ValueError(f"told must be a tuple of different names of {', '.join(TOLD)}, got {self.told!r}")
+        object.__setattr__(self, "told", tuple(self.told))
         if set(self.told) - set(TOLD) or self.told and (self.obs != "top" or self.eyes is not None):
             raise ValueError(f"told must be of {', '.join(TOLD)}, and is for pictures from above (obs='top') without eyes, got told={self.told!r}, obs={self.obs!r}")
         if self.rows and (self.obs != "state" or self.inputs != STATE_SIZE):

@@ -19,7 +19,7 @@ from .questions import ANGLE_MARGIN
 from .skill import MOVES, Scene, Skill, Task, register
 
 # %% auto #0
-__all__ = ['MOVE_SKILLS', 'MINIMAL_PAIRS', 'good_moves', 'way_bends']
+__all__ = ['MOVE_SKILLS', 'MINIMAL_PAIRS', 'shorter_way', 'good_moves', 'way_bends']
 
 # %% ../../nbs/skills/moves.ipynb #7f650c56
 MOVE_SKILLS: list[Skill] = []
@@ -67,7 +67,7 @@ _TOLD = (_STAY, _step_told("forward"), _step_told("backward"), _turn_told("left"
 _taught(name="do_as_told", prompts=[taught for taught, _ in _TOLD], held_out=[kept for _, kept in _TOLD], make=_told)
 
 # %% ../../nbs/skills/moves.ipynb #a12bc4dd
-def _shorter_way(scene: Scene, angle: Array) -> tuple[Tensor, Tensor]:  # (B, 5) and (B,) bool
+def shorter_way(scene: Scene, angle: Array) -> tuple[Tensor, Tensor]:  # (B, 5) and (B,) bool
     """Which turns are right to close an angle in (-π, π], positive to the right, and where a picture can decide it."""
     away = abs(angle)
     either = (away <= TURN / 2) | (math.pi - away <= TURN / 2)
@@ -76,18 +76,18 @@ def _shorter_way(scene: Scene, angle: Array) -> tuple[Tensor, Tensor]:  # (B, 5)
 
 
 def _turn_toward(scene: Scene) -> Task:
-    right, sure = _shorter_way(scene, facts.read(scene.world).bearing)
+    right, sure = shorter_way(scene, facts.read(scene.world).bearing)
     return Task(scene.draw()[:, None], right=right, sure=sure, world=scene.world)
 
 
 def _turn_away(scene: Scene) -> Task:
-    right, sure = _shorter_way(scene, -facts.read(scene.world).bearing)
+    right, sure = shorter_way(scene, -facts.read(scene.world).bearing)
     return Task(scene.draw()[:, None], right=right, sure=sure, world=scene.world)
 
 
 def _turn_to_line(scene: Scene) -> Task:
     lines, angle = drawn_line(scene, ahead=0.0)
-    right, sure = _shorter_way(scene, angle)
+    right, sure = shorter_way(scene, angle)
     return Task(scene.draw(lines=lines)[:, None], right=right, sure=sure, world=scene.world)
 
 

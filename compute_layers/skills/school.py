@@ -156,7 +156,7 @@ class School:
     toward: str = ""  # with only="blend": weights whose reader is mixed in, so that `keep` of the brain's own stays
     rows: list[dict] = field(default_factory=list)  # the learning curve
     history: list[tuple[str, list[SkillScore]]] = field(default_factory=list)  # examinations
-    line: list[tuple[float, list[SkillScore]]] = field(default_factory=list)  # with only="blend": quick examinations between the two readers, by the share of the other
+    between: list[tuple[float, list[SkillScore]]] = field(default_factory=list)  # with only="blend": quick examinations between the two readers, by the share of the other
     SHARES: ClassVar = (0.0, 0.25, 0.5, 0.75, 1.0)  # which are looked at
 
     def __post_init__(self):
@@ -272,9 +272,9 @@ class School:
         for share in (*self.SHARES, 1 - self.keep):  # what lies along the line is looked at, and the brain ends where it was asked to
             self.brain.load_state_dict(self.first)
             blend(self.brain, theirs, share)
-            if len(self.line) < len(self.SHARES):
-                self.line.append((share, examine_skills(self.brain, self.skills, n=4 * self.chosen.quick, seed=levels.HELD_OUT_SEED + 1, progress=False, workers=usable_cores() if self.chosen.quick > 25 and self.device == "cpu" else 1)))
-                print(f"{share:.0%} of the other reader: " + ", ".join(f"{family} {_mean(self.line[-1][1], family):.3f}" for family in self.families))
+            if len(self.between) < len(self.SHARES):
+                self.between.append((share, examine_skills(self.brain, self.skills, n=4 * self.chosen.quick, seed=levels.HELD_OUT_SEED + 1, progress=False, workers=usable_cores() if self.chosen.quick > 25 else 1)))
+                print(f"{share:.0%} of the other reader: " + ", ".join(f"{family} {_mean(self.between[-1][1], family):.3f}" for family in self.families))
 
     def _save(self, replace: bool = False, **more) -> None:
         more.setdefault("raised", {"run": self.run.folder.name, "preset": self.preset, "steps": self.steps, "lr": self.lr, "plain": self.plain, "init": self.init, "seed": self.seed, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {})})
@@ -312,16 +312,22 @@ class School:
         return self.scores
 
     def _ask_before(self, examined: dict[str, SkillScore]) -> None:
-        """Where the older ledger is of bare rooms (`ledger.question_ledger`), what the brain that was begun with can do in the rooms of this examination takes its place: harder rooms are nothing forgotten."""
+        """Where the older ledger is of other rooms (bare ones: `ledger.question_ledger`), what the brain could do in the rooms of this examination before its first step takes its place: harder rooms are nothing forgotten.
+
+        What growing it may have cost isn't seen then, and where nothing was taught there is nothing to compare.
+        """
         easier = [name for name, score in examined.items() if name in self.before and self.before[name].rooms_seed != score.rooms_seed]
         if not easier:
             return
         scores = list(map(examined.get, easier))
         if self.changes:
             begun = brains.load(self.run.path("begun"), self.device)
-            scores = examine_skills(begun, [SKILLS[name] for name in easier], n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
+            asked = {skill.name: skill for skill in (*SKILLS.values(), *self.skills)}
+            scores = examine_skills(begun, [asked[name] for name in easier], n=self.chosen.rooms, workers=usable_cores() if self.chosen.rooms > 100 else 1)
+            print(f"{len(easier)} skills stood in the older ledger with other rooms: before the lessons they were right in {min(score.accuracy for score in scores):.1%} to {max(score.accuracy for score in scores):.1%} of these")
+        else:
+            print(f"{len(easier)} skills stand in the older ledger with other rooms, and are not compared")
         self.before = {**self.before, **{score.name: score for score in scores}}
-        print(f"{len(easier)} skills stood in the older ledger with other rooms: before the lessons they were right in {min(score.accuracy for score in scores):.1%} to {max(score.accuracy for score in scores):.1%} of these")
 
     def save_metrics(self, **more) -> None:
         """metrics.json of the run, from the last examination."""
@@ -333,7 +339,7 @@ class School:
             "error": {s.name: round(s.error, 6) for s in self.scores if s.error is not None},
             "parts": {s.name: {part: round(share, 5) for part, share in s.parts.items()} for s in self.scores if s.parts},
             "fallen": {"count": len(self.lost), "names": self.lost},
-            **({"line": {f"{share:g}": {family: round(_mean(scores, family), 5) for family in self.families} for share, scores in self.line}} if self.line else {}),
+            **({"between": {f"{share:g}": {family: round(_mean(scores, family), 5) for family in self.families} for share, scores in self.between}} if self.between else {}),
             "training": {"steps": self.steps, "plain": self.plain, "lr": self.lr, "init": self.init, "keep": self.keep, "only": self.only, **({"toward": self.toward} if self.toward else {}), "device": self.device, "seconds": round(time.time() - self.began, 1)},
             **more,
         })
@@ -342,11 +348,11 @@ class School:
         """Learning curves, or with only="blend" what lies between the two readers. Returns the matplotlib figure, None before any teaching."""
         import matplotlib.pyplot as plt
 
-        if self.line:
+        if self.between:
             figure, axis = plt.subplots(figsize=(6, 3))
             for family in self.families:
-                axis.plot([share for share, _ in self.line], [_mean(scores, family) for _, scores in self.line], marker=".", label=family)
-            axis.axvline(1 - self.keep, color="grey", lw=0.8, ls=":"), axis.set_xlabel("share of the other reader (dotted: the one that is kept)"), axis.set_ylabel("right, held-out wordings"), axis.legend(fontsize=7)
+                axis.plot([share for share, _ in self.between], [_mean(scores, family) for _, scores in self.between], marker=".", label=family)
+            axis.axvline(1 - self.keep, color="grey", lw=0.8, ls=":"), axis.set_xlabel("share of the other reader (dotted: where this brain ends)"), axis.set_ylabel("right, held-out wordings"), axis.legend(fontsize=7)
             figure.tight_layout()
             return figure
         if not self.rows:
